@@ -1,0 +1,107 @@
+"""Every path of a run folder; no other module joins folder names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """`patches/p000/`: one patch as a COLMAP data set in training coordinates."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        """Links to the scene's images, sub-folders kept."""
+        return self.root / "images"
+
+    @property
+    def sparse(self) -> Path:
+        """The model others open: cameras.bin, images.bin, points3D.bin (hold-out views left out)."""
+        return self.root / "sparse" / "0"
+
+    @property
+    def holdout(self) -> Path:
+        """The same kind of data set, holding only this patch's hold-out views (may be absent)."""
+        return self.root / "holdout"
+
+    @property
+    def patch_json(self) -> Path:
+        """Boxes, camera reasons, statistics, preflight, similarity."""
+        return self.root / "patch.json"
+
+
+@dataclass(frozen=True)
+class AttemptLayout:
+    """`attempts/p000/01/`: one training of one patch."""
+
+    root: Path
+
+    @property
+    def request(self) -> Path:
+        return self.root / "request.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def splat(self) -> Path:
+        """The result in scene coordinates; its existence means it is whole."""
+        return self.root / "splat.ply"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """`<scene>/splatpipe/<run>/` or `--out`."""
+
+    root: Path
+
+    @property
+    def run_yml(self) -> Path:
+        return self.root / "run.yml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+    @property
+    def scene(self) -> Path:
+        """Undistorted images and model, when the input needed it."""
+        return self.root / "scene"
+
+    @property
+    def patches(self) -> Path:
+        return self.root / "patches"
+
+    @property
+    def merged(self) -> Path:
+        return self.root / "merged"
+
+    @property
+    def merged_splat(self) -> Path:
+        return self.merged / "splat.ply"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report" / "index.html"
+
+    def patch(self, patch_id: str) -> PatchLayout:
+        return PatchLayout(self.patches / patch_id)
+
+    def attempt(self, patch_id: str, n: int) -> AttemptLayout:
+        return AttemptLayout(self.root / "attempts" / patch_id / f"{n:02d}")

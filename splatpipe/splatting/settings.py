@@ -1,0 +1,52 @@
+"""Hyper-parameters of one training, with gsplat's `mcmc` preset as defaults. Imports neither torch nor numba."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """MCMC training as gsplat 1.5.3 `examples/simple_trainer.py mcmc` does it (trainers.md, B7)."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": False}
+
+    iterations: Annotated[int, Ge(1)] = 30_000
+    scale_schedule: bool = True  # multiply all step numbers by k = max(images / 300, 1)
+    max_cap: Annotated[int, Ge(1)] = 1_000_000
+    downscale: Annotated[float, Ge(1)] = 1.0
+    max_width: Annotated[int, Ge(0)] = 0  # pixels; 0: no limit
+    sh_degree: Annotated[int, Ge(0), Le(3)] = 3
+    sh_degree_interval: Annotated[int, Ge(1)] = 1_000
+    init_opacity: Annotated[float, Gt(0), Lt(1)] = 0.5
+    means_lr: Positive = 1.6e-4  # times the scene scale of the normalised patch
+    means_lr_final: Positive = 0.01  # share of means_lr left at the last step, reached exponentially
+    scales_lr: Positive = 5e-3
+    opacities_lr: Positive = 5e-2
+    quats_lr: Positive = 1e-3
+    sh0_lr: Positive = 2.5e-3
+    shN_lr: Positive = 2.5e-3 / 20
+    ssim_lambda: Share = 0.2
+    opacity_reg: Annotated[float, Ge(0)] = 0.01
+    scale_reg: Annotated[float, Ge(0)] = 0.01
+    refine_start: Annotated[int, Ge(0)] = 500
+    refine_stop: Annotated[int, Ge(0)] = 25_000
+    refine_every: Annotated[int, Ge(1)] = 100
+    growth: Annotated[float, Ge(1)] = 1.05  # count after a refinement over count before, at most
+    min_opacity: Annotated[float, Gt(0), Lt(1)] = 0.005
+    noise_lr: Annotated[float, Ge(0)] = 5e5
+    visible_only: bool = False  # Adam touches only the Gaussians that the step's camera sees
+    checkpoint_every: Annotated[int, Ge(1)] = 1_000
+    seed: Annotated[int, Ge(0)] = 42
+
+    def scaled(self, images: int) -> TrainSettings:
+        """The same schedule for `images` training images: every step number times k = max(images / 300, 1)."""
+        k = max(images / 300, 1.0) if self.scale_schedule else 1.0
+        steps = ("iterations", "sh_degree_interval", "refine_start", "refine_stop", "refine_every", "checkpoint_every")
+        return replace(self, scale_schedule=False, **{name: round(getattr(self, name) * k) for name in steps})
