@@ -43,6 +43,7 @@ class TrainSettings:
     noise_lr: Annotated[float, Ge(0)] = 5e5
     visible_only: bool = False  # Adam touches only the Gaussians that the step's camera sees
     checkpoint_every: Annotated[int, Ge(1)] = 1_000
+    image_cache_gb: Annotated[float, Ge(0)] = 0.0  # decoded photographs kept in memory; 0: half of what is free
     seed: Annotated[int, Ge(0)] = 42
 
     def scaled(self, images: int) -> TrainSettings:

@@ -1,0 +1,55 @@
+"""Checkpoints of one training: everything needed to continue as if nothing had happened.
+
+Camera order, relocation draws and noise are functions of (seed, step), so no generator state is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splatpipe.files import atomic_path
+
+KEEP = 2  # the newest may turn out to be unreadable
+_NAME = re.compile(r"step_(\d+)\.pt$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `step` finished steps; `key` says which request it belongs to."""
+
+    step: int
+    key: str
+    params: dict[str, torch.Tensor]
+    adam: dict[str, Any]
+    health: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` atomically and drop all but the newest two."""
+    path = folder / f"step_{checkpoint.step:07d}.pt"
+    with atomic_path(path) as temporary:
+        torch.save(vars(checkpoint), temporary)
+    for old in _newest_first(folder)[KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_latest(folder: Path, key: str, device: torch.device) -> Checkpoint | None:
+    """The newest checkpoint of the same request that can be read, or None."""
+    for path in _newest_first(folder):
+        # Whatever is wrong with a damaged file (zip, pickle, missing key), the next older one is tried.
+        with contextlib.suppress(Exception):
+            checkpoint = Checkpoint(**torch.load(path, map_location=device, weights_only=True))
+            if checkpoint.key == key:
+                return checkpoint
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step_*.pt") if _NAME.search(p.name)), reverse=True)

@@ -1,0 +1,318 @@
+"""The one training loop: gsplat's `mcmc` preset on whichever rasteriser the device has.
+
+    forward -> loss -> backward -> Adam -> noise -> every refine_every steps: relocate and grow
+
+It differs from gsplat's example trainer in its guards: a camera that sees no Gaussian costs a step and
+nothing else, and a training that cannot recover ends at once with the class of its failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from splatpipe.splatting import checkpoint as checkpoints
+from splatpipe.splatting.adam import Adam
+from splatpipe.splatting.loss import photometric_loss
+from splatpipe.splatting.mcmc import refine
+from splatpipe.splatting.model import Params, initial_params
+from splatpipe.splatting.noise import add_noise_
+from splatpipe.splatting.raster import rasterization
+from splatpipe.splatting.settings import TrainSettings
+from splatpipe.splatting.views import View, ViewLoader, Views
+
+Report = Callable[..., None]
+"""report(event, **values): one event of docs/contracts.md."""
+
+PARAMETER_CHECK_EVERY = 100  # steps between full checks for non-finite parameters
+COLLAPSE_SHARE = 0.75  # of all Gaussians dead at one refinement: trainers.md D, FV #323, GS #1040
+FLUNG_FACTOR = 3.0  # a Gaussian this many initial radii from the centre has left the scene
+EXPLOSION_SHARE = 0.5  # of all Gaussians flung out of the scene
+
+
+class TrainingFailure(Exception):
+    """A guard ended the training. `failure` is a failure class by name, `step` the finished steps."""
+
+    def __init__(self, failure: str, message: str, step: int) -> None:
+        super().__init__(message)
+        self.failure, self.step = failure, step
+
+
+class Stopped(Exception):
+    """The training was asked to stop; a checkpoint has been written."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What one training sees, in training coordinates: views, points (P, 3), colors (P, 3) RGB."""
+
+    views: Views
+    points: NDArray[np.float64]
+    colors: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything else that decides the result, so that the same job gives the same splat."""
+
+    settings: TrainSettings  # already scaled to the number of images
+    init_scaling: float
+    device: str
+    checkpoints: Path
+    cache_bytes: int
+
+    def key(self, data: TrainingData) -> str:
+        """Identifies the job and its data; a checkpoint of another one is never continued."""
+        settings = asdict(self.settings) | {"checkpoint_every": 0}
+        facts = [settings, self.init_scaling, data.views.names, len(data.points)]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(data.points).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class Health:
+    """Signals that outlive the process: they are stored in checkpoints and in the attempt."""
+
+    blind_cameras: dict[str, int] = field(default_factory=dict)  # image name -> steps it was skipped
+    relocated_shares: list[float] = field(default_factory=list)
+    loss: float | None = None
+    flung_share: float = 0.0
+
+
+def scene_scale(views: Views) -> float:
+    """1.1 x the largest distance of a camera to the mean camera (gsplat's Parser); 1 for a single camera."""
+    rotations, translations = views.viewmats[:, :3, :3], views.viewmats[:, :3, 3]
+    centers = -np.einsum("cji,cj->ci", rotations, translations)
+    radius = float(np.linalg.norm(centers - centers.mean(0), axis=1).max())
+    return 1.1 * radius if radius > 1e-6 else 1.0
+
+
+def render(params: Params, view: View, *, sh_degree: int) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
+    """Image (H, W, 3), rasteriser's meta, and the activated scales and opacities it was made from."""
+    scales, opacities = torch.exp(params["scales"]), torch.sigmoid(params["opacities"])
+    images, _, meta = rasterization(
+        params["means"],
+        params["quats"],
+        scales,
+        opacities,
+        (params["sh0"], params["shN"]),
+        view.viewmat,
+        view.K,
+        view.width,
+        view.height,
+        sh_degree=sh_degree,
+    )
+    return images[0], meta, scales, opacities
+
+
+class Training:
+    """One training from its first (or its checkpoint's) step to its last."""
+
+    def __init__(self, data: TrainingData, job: TrainingJob, report: Report) -> None:
+        self.data, self.job, self.settings, self.report = data, job, job.settings, report
+        self.device = torch.device(job.device)
+        self.key = job.key(data)
+        self.step = 0
+        self.health = Health()
+        self.scene_scale = scene_scale(data.views)
+        self._center = np.median(data.points, axis=0)
+        self._radius = float(np.linalg.norm(data.points - self._center, axis=1).max()) or 1.0
+        self.params: Params = initial_params(
+            data.points,
+            data.colors,
+            init_scaling=job.init_scaling,
+            init_opacity=self.settings.init_opacity,
+            sh_degree=self.settings.sh_degree,
+            max_cap=self.settings.max_cap,
+            seed=self.settings.seed,
+            device=self.device,
+        )
+        self.optimizer = Adam(self.params, self._learning_rates())
+        self._resume()
+
+    def run(self, should_stop: Callable[[], bool]) -> Params:
+        """Train to the end and give the parameters back.
+
+        Raises `TrainingFailure` when a guard ends it, `Stopped` (with a checkpoint on disk) when
+        `should_stop` says so, `SceneError` for a photograph that cannot be read.
+        """
+        loader = ViewLoader(self.data.views, self.device, self.job.cache_bytes)
+        clock = _Clock(self.step)
+        try:
+            while self.step < self.settings.iterations:
+                if should_stop():
+                    self.save()
+                    raise Stopped(self.step)
+                index = self._camera(self.step)
+                if self.step + 1 < self.settings.iterations:
+                    loader.prefetch(self._camera(self.step + 1))
+                self._train_step(loader.get(index))
+                self.step += 1
+                self._after_step()
+                if clock.due() or self.step == self.settings.iterations:
+                    self._report_step(clock)
+            self._check_end()
+            return self.params
+        finally:
+            loader.close()
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state."""
+        state = checkpoints.Checkpoint(
+            self.step, self.key, dict(self.params), self.optimizer.state_dict(), asdict(self.health)
+        )
+        path = checkpoints.save(self.job.checkpoints, state)
+        self.report("checkpoint", step=self.step, path=path.name)
+
+    def _resume(self) -> None:
+        found = checkpoints.load_latest(self.job.checkpoints, self.key, self.device)
+        self.resumed_from = found.step if found else None
+        if found:
+            self.step = found.step
+            self.params.update(found.params)
+            self.optimizer.load_state_dict(found.adam)
+            self.health = Health(**found.health)
+
+    def _learning_rates(self) -> dict[str, float]:
+        s = self.settings
+        decay = s.means_lr_final ** (self.step / s.iterations)
+        return {
+            "means": s.means_lr * self.scene_scale * decay,
+            "scales": s.scales_lr,
+            "quats": s.quats_lr,
+            "opacities": s.opacities_lr,
+            "sh0": s.sh0_lr,
+            "shN": s.shN_lr,
+        }
+
+    def _camera(self, step: int) -> int:
+        """Cameras come in a new random order each epoch, a function of (seed, epoch) only."""
+        epoch, place = divmod(step, len(self.data.views))
+        return int(np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.data.views))[place])
+
+    def _train_step(self, view: View) -> None:
+        s = self.settings
+        for value in self.params.values():
+            value.requires_grad_(True)
+            value.grad = None
+        image, meta, scales, opacities = render(
+            self.params, view, sh_degree=min(self.step // s.sh_degree_interval, s.sh_degree)
+        )
+        visible = (meta["radii"][0] > 0).all(-1)
+        if not bool(visible.any()):
+            self._skip_blind(view.name)
+            return
+        loss = photometric_loss(image, view.image, s.ssim_lambda)
+        loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
+        self.health.loss = float(loss)
+        if not np.isfinite(self.health.loss):
+            raise TrainingFailure("nan_divergence", f"the loss is {self.health.loss} (camera {view.name})", self.step)
+        loss.backward()
+        with torch.no_grad():
+            self.optimizer.lrs.update(self._learning_rates())
+            self.optimizer.step(visible if s.visible_only else None)
+            add_noise_(
+                self.params["means"],
+                self.params["quats"],
+                self.params["scales"],
+                self.params["opacities"],
+                lr=self.optimizer.lrs["means"] * s.noise_lr,
+                seed=s.seed,
+                step=self.step,
+            )
+
+    def _skip_blind(self, name: str) -> None:
+        if name not in self.health.blind_cameras:
+            self.report("blind_camera", step=self.step, image=name)
+        self.health.blind_cameras[name] = self.health.blind_cameras.get(name, 0) + 1
+        if len(self.health.blind_cameras) == len(self.data.views):
+            raise TrainingFailure("data_error", "no camera of this patch sees any Gaussian", self.step)
+
+    def _after_step(self) -> None:
+        s = self.settings
+        if s.refine_start < self.step < s.refine_stop and self.step % s.refine_every == 0:
+            self._refine()
+        if self.step % PARAMETER_CHECK_EVERY == 0:
+            self._check_finite()
+        if self.step % s.checkpoint_every == 0 and self.step < s.iterations:
+            self._check_finite()
+            self.save()
+
+    def _refine(self) -> None:
+        s = self.settings
+        self._check_finite()
+        count = len(self.params["means"])
+        dead = int((torch.sigmoid(self.params["opacities"].detach()) <= s.min_opacity).sum())
+        if dead > COLLAPSE_SHARE * count:
+            alive = count - dead
+            message = f"{dead} of {count} Gaussians have faded below opacity {s.min_opacity}, {alive} are alive"
+            raise TrainingFailure("mcmc_collapse", message, self.step)
+        done = refine(
+            self.params,
+            self.optimizer,
+            min_opacity=s.min_opacity,
+            growth=s.growth,
+            max_cap=s.max_cap,
+            generator=torch.Generator().manual_seed(s.seed * 1_000_003 + self.step),
+        )
+        self.health.relocated_shares.append(round(done.relocated / count, 4))
+        self.report(
+            "refine", step=self.step, relocated=done.relocated, added=done.added, gaussians=len(self.params["means"])
+        )
+
+    def _check_finite(self) -> None:
+        for name, value in self.params.items():
+            bad = int((~torch.isfinite(value.detach())).sum())
+            if bad:
+                raise TrainingFailure("nan_divergence", f"{bad} values of {name} are not finite", self.step)
+
+    def _check_end(self) -> None:
+        self._check_finite()
+        means = self.params["means"].detach().cpu().numpy()
+        far = np.linalg.norm(means - self._center, axis=1) > FLUNG_FACTOR * self._radius
+        self.health.flung_share = round(float(far.mean()), 4)
+        if self.health.flung_share > EXPLOSION_SHARE:
+            message = f"{self.health.flung_share:.0%} of the Gaussians lie more than {FLUNG_FACTOR:g} scene radii away"
+            raise TrainingFailure("explosion", message, self.step)
+
+    def _report_step(self, clock: _Clock) -> None:
+        alive = int((torch.sigmoid(self.params["opacities"].detach()) > self.settings.min_opacity).sum())
+        self.report(
+            "step",
+            step=self.step,
+            total=self.settings.iterations,
+            loss=self.health.loss,
+            gaussians=len(self.params["means"]),
+            alive=alive,
+            steps_per_s=round(clock.rate(self.step), 2),
+        )
+
+
+class _Clock:
+    """Says once a second that a report is due, and how fast the steps since the last one were."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time = step, time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._time >= 1.0
+
+    def rate(self, step: int) -> float:
+        now = time.monotonic()
+        steps, seconds = step - self._step, now - self._time
+        self._step, self._time = step, now
+        return steps / max(seconds, 1e-9)

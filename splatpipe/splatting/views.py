@@ -1,0 +1,111 @@
+"""The photographs of one training, decoded once and kept within a memory budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from splatpipe.splatting.images import load_image, training_size
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """C posed photographs: image paths, viewmats (C, 4, 4) world to camera, Ks (C, 3, 3), sizes (C, 2) in pixels."""
+
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    viewmats: NDArray[np.float64]
+    Ks: NDArray[np.float64]
+    sizes: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, index: NDArray[np.integer]) -> Views:
+        """The views at `index`."""
+        return Views(
+            tuple(self.names[i] for i in index),
+            tuple(self.paths[i] for i in index),
+            self.viewmats[index],
+            self.Ks[index],
+            self.sizes[index],
+        )
+
+    def resized(self, downscale: float, max_width: int) -> Views:
+        """The same views at training size, intrinsics scaled by the exact ratio along each axis."""
+        sizes = np.array([training_size(int(w), int(h), downscale, max_width) for w, h in self.sizes], np.int32)
+        Ks = self.Ks.copy()
+        if len(self):
+            ratio = sizes / self.sizes
+            Ks[:, 0] *= ratio[:, 0, None]
+            Ks[:, 1] *= ratio[:, 1, None]
+        return Views(self.names, self.paths, self.viewmats, Ks, sizes.reshape(-1, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One camera on the training device: viewmat (1, 4, 4), K (1, 3, 3), image (H, W, 3) in 0..1."""
+
+    name: str
+    viewmat: torch.Tensor
+    K: torch.Tensor
+    image: torch.Tensor
+    width: int
+    height: int
+
+
+class ViewLoader:
+    """Decodes photographs at their training size; keeps the latest ones up to `cache_bytes`.
+
+    Photographs are kept as 8-bit RGB, a quarter of what float32 needs. One thread decodes ahead.
+    """
+
+    def __init__(self, views: Views, device: torch.device, cache_bytes: int) -> None:
+        self.views = views
+        self._device = device
+        self._budget = cache_bytes
+        self._used = 0
+        self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._pending: dict[int, Future[NDArray[np.uint8]]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._viewmats = torch.tensor(views.viewmats, dtype=torch.float32, device=device)
+        self._Ks = torch.tensor(views.Ks, dtype=torch.float32, device=device)
+
+    def prefetch(self, index: int) -> None:
+        """Begin to decode a view that will be asked for soon."""
+        if index not in self._cache and index not in self._pending:
+            self._pending[index] = self._pool.submit(self._decode, index)
+
+    def get(self, index: int) -> View:
+        """The view at `index`. Raises `SceneError` when its photograph cannot be read."""
+        pixels = self._pixels(index)
+        image = torch.from_numpy(pixels).to(self._device).float().mul_(1 / 255)
+        height, width = pixels.shape[:2]
+        one = slice(index, index + 1)
+        return View(self.views.names[index], self._viewmats[one], self._Ks[one], image, width, height)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        pending = self._pending.pop(index, None)
+        pixels = pending.result() if pending else self._decode(index)
+        self._cache[index] = pixels
+        self._used += pixels.nbytes
+        while self._used > self._budget and len(self._cache) > 1:
+            self._used -= self._cache.popitem(last=False)[1].nbytes
+        return pixels
+
+    def _decode(self, index: int) -> NDArray[np.uint8]:
+        width, height = (int(v) for v in self.views.sizes[index])
+        pixels = load_image(self.views.paths[index], width, height)
+        return np.round(pixels * 255).astype(np.uint8)

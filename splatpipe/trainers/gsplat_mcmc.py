@@ -1,0 +1,44 @@
+"""Our own trainer: `splatting/` in a child process, on gsplat's CUDA rasteriser or on the CPU one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib import metadata
+from typing import Any
+
+from splatpipe.trainers.base import Command, TrainerInfo, TrainRequest
+
+
+class GsplatTrainer:
+    """Trains through `splatpipe.trainers.gsplat_child`."""
+
+    name = "gsplat"
+
+    def probe(self) -> TrainerInfo:
+        """CPU training is always there; CUDA training when torch sees a GPU and gsplat is installed."""
+        import torch
+
+        cuda = torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
+        version = f"torch {torch.__version__}"
+        if cuda:
+            version += f", gsplat {metadata.version('gsplat')}"
+        detail = f"{torch.cuda.device_count()} CUDA device(s)" if cuda else "no CUDA device: trains on the CPU"
+        return TrainerInfo(self.name, True, version, detail, frozenset({"cpu", "cuda"} if cuda else {"cpu"}))
+
+    def command(self, request: TrainRequest) -> Command:
+        """The child for `request`; on CUDA it sees one device only, so that its ordinal is always 0."""
+        env = dict(os.environ)
+        if request.device.startswith("cuda"):
+            visible = env.get("CUDA_VISIBLE_DEVICES", "")
+            devices = visible.split(",") if visible else []
+            index = int(request.device.partition(":")[2] or 0)
+            env["CUDA_VISIBLE_DEVICES"] = devices[index] if devices else str(index)
+        else:
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        argv = (sys.executable, "-m", "splatpipe.trainers.gsplat_child", str(request.files.request))
+        return Command(argv=argv, env=env)
+
+    def parse_line(self, line: str) -> dict[str, Any] | None:
+        return None

@@ -1,0 +1,112 @@
+"""From a request to a splat: load the patch, train, evaluate its hold-out views, write the PLY."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from splatpipe.patches.dataset import read_dataset
+from splatpipe.splatting import raster
+from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
+from splatpipe.splatting.metrics import psnr, ssim
+from splatpipe.splatting.model import Params, to_splats
+from splatpipe.splatting.ply import transform, write_splats
+from splatpipe.splatting.views import ViewLoader, Views
+from splatpipe.trainers.base import TrainRequest
+
+MAX_AUTO_CACHE_BYTES = 16 << 30
+
+
+def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Train `request` and leave `splat.ply` in scene coordinates. Raises what `Training.run` raises."""
+    started = time.monotonic()
+    _use_threads(request)
+    if request.device == "cpu":
+        raster.warm_up(lambda what: report("compiling", what=what))
+    data, holdout = _load(request)
+    job = TrainingJob(
+        settings=request.settings,
+        init_scaling=request.init_scaling,
+        device=request.device,
+        checkpoints=request.files.checkpoints,
+        cache_bytes=_cache_bytes(request),
+    )
+    training = Training(data, job, report)
+    report(
+        "start",
+        device=_device_name(request.device),
+        images=len(data.views),
+        points=len(data.points),
+        gaussians=len(training.params["means"]),
+        scene_scale=training.scene_scale,
+        resumed_from=training.resumed_from,
+    )
+    params = training.run(should_stop)
+    if len(holdout):
+        _evaluate(params, holdout, request, report)
+    written = _write_splat(params, request)
+    health = asdict(training.health)
+    health["relocated_shares"] = health["relocated_shares"][-20:]
+    if request.device.startswith("cuda"):
+        health["peak_vram_bytes"] = torch.cuda.max_memory_allocated()
+    seconds = round(time.monotonic() - started, 2)
+    report("done", step=training.step, gaussians=written, seconds=seconds, health=health)
+
+
+def _use_threads(request: TrainRequest) -> None:
+    if request.threads:
+        torch.set_num_threads(request.threads)
+        if request.device == "cpu":
+            raster.set_threads(request.threads)
+
+
+def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
+    patch = read_dataset(request.patch.root)
+    views = Views(patch.names, patch.image_paths, patch.viewmats, patch.Ks, patch.sizes)
+    used = np.array([i for i, name in enumerate(views.names) if name not in set(request.skip_cameras)], np.int64)
+    size = request.settings.downscale, request.settings.max_width
+    data = TrainingData(views.take(used).resized(*size), patch.points, patch.colors)
+    if not (request.patch.holdout / "sparse" / "0").is_dir():
+        return data, views.take(used[:0])
+    held = read_dataset(request.patch.holdout)
+    return data, Views(held.names, held.image_paths, held.viewmats, held.Ks, held.sizes).resized(*size)
+
+
+def _cache_bytes(request: TrainRequest) -> int:
+    """The setting, or half of the memory that is free now, at most 16 GiB."""
+    if request.settings.image_cache_gb:
+        return int(request.settings.image_cache_gb * (1 << 30))
+    return min(psutil.virtual_memory().available // 2, MAX_AUTO_CACHE_BYTES)
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def _evaluate(params: Params, holdout: Views, request: TrainRequest, report: Report) -> None:
+    loader = ViewLoader(holdout, torch.device(request.device), _cache_bytes(request))
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for i, name in enumerate(holdout.names):
+            view = loader.get(i)
+            image = render(params, view, sh_degree=request.settings.sh_degree)[0].clamp(0, 1).cpu().numpy()
+            photograph = view.image.cpu().numpy()
+            rows.append(
+                {"image": name, "psnr": round(psnr(image, photograph), 4), "ssim": round(ssim(image, photograph), 5)}
+            )
+    loader.close()
+    means = {key: round(float(np.mean([row[key] for row in rows])), 4) for key in ("psnr", "ssim")}
+    report("eval", **means, views=rows)
+
+
+def _write_splat(params: Params, request: TrainRequest) -> int:
+    """The number of Gaussians written, in scene coordinates."""
+    splats = transform(to_splats(params), request.similarity)
+    comments = (f"splatpipe patch {request.patch_id} attempt {request.attempt}",)
+    return write_splats(request.files.splat, splats, comments=comments)
