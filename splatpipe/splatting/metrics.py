@@ -1,0 +1,120 @@
+"""How near a rendered view is to its photograph. numpy and scipy only, so that it needs no trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import correlate1d
+
+from splatpipe.files import atomic_path
+
+Picture = NDArray[np.floating]  # (H, W, 3) in [0, 1]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+WINDOW = 11
+SIGMA = 1.5
+MAX_PSNR = 100.0  # identical pictures; finite, so that it can be averaged and stored as JSON
+
+
+@dataclass(frozen=True)
+class ViewMetrics:
+    """One view. PSNR in dB (at most 100), SSIM in [-1, 1]."""
+
+    name: str
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All views and the means over them; NaN when there are none."""
+
+    views: tuple[ViewMetrics, ...]
+
+    @property
+    def psnr(self) -> float:
+        return float(np.mean([view.psnr for view in self.views])) if self.views else float("nan")
+
+    @property
+    def ssim(self) -> float:
+        return float(np.mean([view.ssim for view in self.views])) if self.views else float("nan")
+
+
+def psnr(render: Picture, photograph: Picture) -> float:
+    """Peak signal-to-noise ratio in dB, data range 1, the render clamped to [0, 1]. Never above 100."""
+    difference = np.clip(render, 0, 1).astype(np.float64) - photograph
+    return float(-10 * np.log10(max(float(np.mean(difference**2)), 10 ** (-MAX_PSNR / 10))))
+
+
+def ssim(render: Picture, photograph: Picture) -> float:
+    """Mean structural similarity over the pixels whose whole window lies inside the picture.
+
+    Wang et al. 2004: Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1. This is
+    what torchmetrics computes and gsplat's evaluation reports; INRIA's code pads and comes out
+    a little higher. Pictures must be at least 11 pixels wide and high (ValueError).
+    """
+    if min(render.shape[:2]) < WINDOW:
+        raise ValueError(f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, not {render.shape[:2]}")
+    a, b = np.clip(render, 0, 1).astype(np.float64), np.asarray(photograph, np.float64)
+    mean_a, mean_b = _blur(a), _blur(b)
+    variance_a = np.maximum(_blur(a * a) - mean_a**2, 0)
+    variance_b = np.maximum(_blur(b * b) - mean_b**2, 0)
+    covariance = _blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return float(np.mean(luminance * structure))
+
+
+def _blur(picture: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H - 10, W - 10, 3): the Gaussian window applied where it fits."""
+    x = np.arange(WINDOW) - WINDOW // 2
+    window = np.exp(-0.5 * (x / SIGMA) ** 2)
+    window /= window.sum()
+    margin = WINDOW // 2
+    rows = correlate1d(picture, window, axis=0)[margin:-margin]
+    return correlate1d(rows, window, axis=1)[:, margin:-margin]
+
+
+def evaluate_views(
+    render: Callable[[int], Picture], photograph: Callable[[int], Picture], names: Sequence[str]
+) -> Evaluation:
+    """PSNR and SSIM of `render(i)` against `photograph(i)` for each name; holds one pair in memory at a time."""
+    views = []
+    for i, name in enumerate(names):
+        picture, truth = np.clip(np.asarray(render(i)), 0, 1), photograph(i)
+        if picture.shape != truth.shape:
+            raise ValueError(f"{name}: rendered at {picture.shape}, photographed at {truth.shape}")
+        views.append(ViewMetrics(name, psnr(picture, truth), ssim(picture, truth)))
+    return Evaluation(tuple(views))
+
+
+def side_by_side(
+    render: Picture, photograph: Picture, path: Path, labels: tuple[str, str] = ("render", "photograph")
+) -> None:
+    """Write a PNG: the render left, its photograph right, a caption above each."""
+    height, width = photograph.shape[:2]
+    gap, size = max(4, width // 100), max(12, min(width // 20, 28))
+    strip = size + size // 2 + 4
+    canvas = Image.new("RGB", (2 * width + gap, height + strip), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size)
+    for i, (picture, label) in enumerate(zip((render, photograph), labels, strict=True)):
+        left = i * (width + gap)
+        pixels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        canvas.paste(Image.fromarray(pixels), (left, strip))
+        draw.text((left + 4, size // 4), _fitting(draw, label, font, width - 8), fill="black", font=font)
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, format="PNG")
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
+    """`text`, shortened from its end until it is at most `width` pixels wide."""
+    while len(text) > 1 and draw.textlength(text, font=font) > width:
+        text = text[:-2].rstrip() + "…" if text.endswith("…") else text[:-1].rstrip() + "…"
+    return text
