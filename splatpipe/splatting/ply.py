@@ -246,12 +246,12 @@ def read_splats(path: Path) -> Splats:
 
 
 def write_splats(path: Path, splats: Splats, comments: Sequence[str] = ()) -> int:
-    """Write `splats` atomically; rows with a non-finite value are left out. Returns how many were."""
+    """Write `splats` atomically, leaving out rows with a non-finite value. Returns how many were written."""
     with SplatWriter(path, splats.sh_degree, comments) as writer:
         for start in range(0, len(splats), CHUNK_ROWS):
             rows = to_rows(splats.select(np.arange(start, min(start + CHUNK_ROWS, len(splats)))))
             writer.append(rows[np.isfinite(rows).all(axis=1)])
-    return len(splats) - writer.count
+    return writer.count
 
 
 class SplatWriter:
@@ -304,7 +304,7 @@ def _one_line(comment: str) -> str:
     return text.replace("end_header", "end-header")[:400]
 
 
-def to_scene(splats: Splats, similarity: Similarity) -> Splats:
+def transform(splats: Splats, similarity: Similarity) -> Splats:
     """Splats in scene coordinates from splats in training coordinates.
 
     `similarity` maps scene to training coordinates. It has no rotation, so only means and scales change.
@@ -320,7 +320,7 @@ def to_scene(splats: Splats, similarity: Similarity) -> Splats:
 
 
 def to_training(splats: Splats, similarity: Similarity) -> Splats:
-    """The inverse of `to_scene`."""
+    """The inverse of `transform`."""
     return Splats(
         similarity.apply(splats.means).astype(np.float32),
         splats.quats,
