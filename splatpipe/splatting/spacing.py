@@ -1,0 +1,55 @@
+"""Distances between neighbouring points, and the initial Gaussian sizes that trainers derive from them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LFS_DUPLICATE = 1e-8  # squared distance at or below which LFS ignores a neighbour
+LFS_LONELY = 0.01  # LFS's mean distance for a point without usable neighbours
+LFS_MIN_DISTANCE = 1e-7
+
+
+def neighbour_distances(points: NDArray[np.floating], k: int = 3) -> NDArray[np.float64]:
+    """(N, k) distances from each of the (N, 3) points to its k nearest others, ascending.
+
+    With N <= k the missing neighbours repeat the farthest one; a single point gets zeros.
+    """
+    from scipy.spatial import cKDTree
+
+    points = np.asarray(points, np.float64).reshape(-1, 3)
+    n = len(points)
+    if n < 2:
+        return np.zeros((n, k))
+    found = min(k, n - 1)
+    distances, indices = cKDTree(points).query(points, k=found + 1)
+    # Among coincident points the point itself need not come first: take it out wherever it stands, else the last.
+    is_self = indices == np.arange(n)[:, None]
+    is_self[~is_self.any(axis=1), -1] = True
+    others = distances[~is_self].reshape(n, found)
+    return np.concatenate([others, np.repeat(others[:, -1:], k - found, axis=1)], axis=1)
+
+
+def initial_scales_gsplat(points: NDArray[np.floating], init_scaling: float) -> NDArray[np.float64]:
+    """(N,) sigma = init_scaling * sqrt(mean squared distance to 3 neighbours), as gsplat's simple_trainer."""
+    distances = neighbour_distances(points)
+    return init_scaling * np.sqrt(np.maximum(np.mean(distances**2, axis=1), LFS_MIN_DISTANCE**2))
+
+
+def initial_scales_lfs(points: NDArray[np.floating], init_scaling: float) -> NDArray[np.float64]:
+    """(N,) sigma = init_scaling * sqrt(d), d the mean distance to up to 3 neighbours, as LichtFeld Studio.
+
+    Not equivariant to the scene's units. LFS works in float32, skips neighbours with d^2 <= 1e-8, takes
+    0.01 where none is left and clamps d to 1e-7 (trainers.md, A8; splat_data.cpp 63-110).
+    """
+    points = np.asarray(points, np.float64).reshape(-1, 3)
+    return init_scaling * np.sqrt(_lfs_distance(neighbour_distances(points), len(points)))
+
+
+def _lfs_distance(distances: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """(N,) LFS's d from the (N, 3) neighbour distances of n points; repeated neighbours do not count."""
+    used = distances**2 > LFS_DUPLICATE
+    used[:, max(n - 1, 0) :] = False
+    count = used.sum(axis=1)
+    mean = (distances * used).sum(axis=1) / np.maximum(count, 1)
+    return np.maximum(np.where(count > 0, mean, LFS_LONELY), LFS_MIN_DISTANCE)
