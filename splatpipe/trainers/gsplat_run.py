@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from splatpipe.splatting import raster
 from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
 from splatpipe.splatting.metrics import psnr, ssim
 from splatpipe.splatting.model import Params, to_splats
-from splatpipe.splatting.ply import transform, write_splats
+from splatpipe.splatting.ply import to_scene, write_splats
 from splatpipe.splatting.views import ViewLoader, Views
 from splatpipe.trainers.base import TrainRequest
 
@@ -26,6 +26,8 @@ MAX_AUTO_CACHE_BYTES = 16 << 30
 def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) -> None:
     """Train `request` and leave `splat.ply` in scene coordinates. Raises what `Training.run` raises."""
     started = time.monotonic()
+    # `GsplatTrainer.command` shows this process one CUDA device only, which therefore is number 0 here.
+    request = replace(request, device="cuda:0" if request.device.startswith("cuda") else "cpu")
     _use_threads(request)
     if request.device == "cpu":
         raster.warm_up(lambda what: report("compiling", what=what))
@@ -107,6 +109,6 @@ def _evaluate(params: Params, holdout: Views, request: TrainRequest, report: Rep
 
 def _write_splat(params: Params, request: TrainRequest) -> int:
     """The number of Gaussians written, in scene coordinates."""
-    splats = transform(to_splats(params), request.similarity)
+    splats = to_scene(to_splats(params), request.similarity)
     comments = (f"splatpipe patch {request.patch_id} attempt {request.attempt}",)
-    return write_splats(request.files.splat, splats, comments=comments)
+    return len(splats) - write_splats(request.files.splat, splats, comments)

@@ -1,0 +1,209 @@
+"""Commands and options; no logic. `--help` loads neither torch nor pycolmap."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from splatpipe import __version__
+from splatpipe.errors import Interrupted, SplatpipeError
+
+app = typer.Typer(
+    name="splatpipe",
+    help="One trained splat from a COLMAP scene too big for a single run, patch by patch, unattended.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+_debug = False
+_stop = threading.Event()
+_stop_signal = 0
+
+Scene = Annotated[Path, typer.Argument(help="COLMAP scene: a folder with images/ and sparse/0, sparse, or the model.")]
+Run = Annotated[Path, typer.Argument(help="Run folder, as `run` printed it.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. training.iterations=2000.")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default SCENE/splatpipe/default.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings file; default splat_config.yml beside the scene or here.")
+]
+Images = Annotated[str | None, typer.Option("--images", help="Image folder below the scene, e.g. images_4.")]
+Retrain = Annotated[str | None, typer.Option("--retrain", help="Train these patches anew: p003,p007 or all.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    if version:
+        print(f"splatpipe {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    scene: Scene,
+    overrides: Overrides = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    images: Images = None,
+    retrain: Retrain = None,
+) -> None:
+    """Split SCENE, train every patch, merge. Run again to continue: what is trained is not trained again."""
+    from splatpipe import pipeline
+
+    options = pipeline.RunOptions.resolve(scene, out, config, overrides or [], images, retrain)
+    with _stopping():
+        _leave(pipeline.run(options, stop=_stop))
+
+
+@app.command()
+def inspect(
+    scene: Scene, overrides: Overrides = None, config: ConfigFile = None, images: Images = None, as_json: Json = False
+) -> None:
+    """Facts and findings about SCENE; writes nothing."""
+    from splatpipe import pipeline
+    from splatpipe.tables import inspect_table
+
+    facts = pipeline.inspect(pipeline.RunOptions.resolve(scene, None, config, overrides or [], images, None))
+    _print(facts, inspect_table, as_json)
+
+
+@app.command()
+def split(
+    scene: Scene,
+    overrides: Overrides = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    images: Images = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Split SCENE into patches on disk, with statistics and the first init_scaling of each."""
+    from splatpipe import pipeline
+    from splatpipe.tables import plan_table
+
+    options = pipeline.RunOptions.resolve(scene, out, config, overrides or [], images, None)
+    with _stopping():
+        _print(pipeline.split(options, dry_run=dry_run), plan_table, as_json)
+
+
+@app.command()
+def train(run_folder: Run, retrain: Retrain = None) -> None:
+    """Train the patches of a run folder that are not trained yet, without merging."""
+    from splatpipe import pipeline
+
+    with _stopping():
+        _leave(pipeline.run(pipeline.RunOptions.of_run(run_folder, retrain), stop=_stop, merge=False))
+
+
+@app.command()
+def merge(run_folder: Run) -> None:
+    """Merge the trained patches of a run folder again and evaluate the result."""
+    from splatpipe import pipeline
+
+    with _stopping():
+        _leave(pipeline.merge(pipeline.RunOptions.of_run(run_folder, None)))
+
+
+@app.command()
+def status(run_folder: Run, as_json: Json = False) -> None:
+    """What became of every patch of a run; may be asked while it runs."""
+    from splatpipe import pipeline
+    from splatpipe.tables import status_table
+
+    _print(pipeline.status(run_folder), status_table, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do: CUDA, gsplat, LichtFeld-Studio, memory, disk."""
+    from splatpipe.doctor import examine
+    from splatpipe.tables import doctor_table
+
+    _print(examine().to_json(), doctor_table, as_json)
+
+
+def main() -> None:
+    """Entry point: turns what a user can cause into one sentence and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except (Interrupted, KeyboardInterrupt) as error:
+        _say(str(error) or "stopped")
+        sys.exit(EXIT_TERMINATED if _stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
+    except SplatpipeError as error:
+        _explain(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        _explain(error, "this is a bug of splatpipe: ")
+        sys.exit(EXIT_BUG)
+
+
+def _explain(error: Exception, prefix: str = "") -> None:
+    if _debug:
+        traceback.print_exception(error)
+        return
+    name = f"{type(error).__name__}: " if prefix else ""
+    hint = " (splatpipe --debug ... shows where)" if prefix else ""
+    _say(f"splatpipe: {prefix}{name}{error}{hint}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print(facts: Any, table: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=1, allow_nan=False))
+        return
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else 160, highlight=False).print(table(facts))
+
+
+def _leave(exit_code: int) -> None:
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+class _stopping:
+    """While the block runs, SIGINT and SIGTERM ask the pipeline to stop; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> None:
+        self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @staticmethod
+    def _ask(number: int, frame: FrameType | None) -> None:
+        global _stop_signal
+        if _stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        _stop_signal = number
+        _stop.set()
+        _say("stopping: the running attempts write a checkpoint first")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""splat_config.yml as typed, validated settings; each room's settings class holds its own defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge
+from pydantic import TypeAdapter, ValidationError
+
+from splatpipe.errors import ConfigError
+from splatpipe.merge.settings import MergeSettings
+from splatpipe.patches.settings import PatchingSettings
+from splatpipe.policy.init_scaling import InitScalingSettings
+from splatpipe.policy.ladder import RetrySettings
+from splatpipe.splatting.settings import TrainSettings
+from splatpipe.trainers.base import Limits
+
+FILE_NAME = "splat_config.yml"
+PROFILE_FOLDER = "lfs_configs"
+STRICT: Any = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """Where the photographs are and what to do when some are not."""
+
+    __pydantic_config__ = STRICT
+
+    images: str | None = None  # image folder below the scene, e.g. images_4; None: found by itself
+    missing_images: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class TrainingSection(TrainSettings):
+    """`training:`, which adds to the hyper-parameters where and by what they are used."""
+
+    __pydantic_config__ = STRICT
+
+    trainer: Literal["auto", "gsplat", "lichtfeld"] = "auto"
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: Annotated[int, Ge(0)] = 0  # CPU threads of one training; 0: all there are
+    share_cap: bool = True  # give each patch the part of max_cap that its area and points deserve
+    lfs_config: str | None = None  # a profile under lfs_configs/
+
+    def hyper_parameters(self) -> TrainSettings:
+        """The part that the training loop knows."""
+        return TrainSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainSettings)})
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """Where attempts run."""
+
+    __pydantic_config__ = STRICT
+
+    jobs: Annotated[int, Ge(0)] = 0  # patches trained at once; 0: one per GPU, or one on the CPU
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run, resolved."""
+
+    __pydantic_config__ = STRICT
+
+    scene: SceneSettings = field(default_factory=SceneSettings)
+    patching: PatchingSettings = field(default_factory=PatchingSettings)
+    init_scaling: InitScalingSettings = field(default_factory=InitScalingSettings)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    limits: Limits = field(default_factory=Limits)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, tuples as lists."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def hash(self) -> str:
+        """Twelve hex digits that identify the settings."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a key was written: a file with line and column, or the command line."""
+
+    text: str
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (None: defaults only), apply `key.sub=value` overrides, validate.
+
+    Raises `ConfigError` with every problem in it, each with file:line:column or the override.
+    """
+    data: dict[str, Any] = {}
+    sources: dict[tuple[str, ...], _Source] = {}
+    problems: list[str] = []
+    if path is not None:
+        data = _read_yaml(path, sources, problems)
+    for override in overrides:
+        _apply_override(data, override, sources, problems)
+    problems += _unknown_keys(data, sources)
+    config = None
+    try:
+        config = TypeAdapter(Config).validate_python(data)
+    except ValidationError as error:
+        problems += [_explain(e, sources) for e in error.errors() if e["type"] not in _UNKNOWN_KEY]
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def find_config(scene: Path | None) -> Path | None:
+    """splat_config.yml beside the scene, else in the working folder, else None."""
+    folders = ([scene] if scene else []) + [Path.cwd()]
+    return next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
+
+
+def profile_init_scaling(name: str, near: Sequence[Path]) -> float | None:
+    """`init_scaling` of the profile `name` under an `lfs_configs/` folder beside one of `near`.
+
+    Raises `ConfigError` when there is no such profile or it is not a JSON object.
+    """
+    places = [folder / PROFILE_FOLDER / name for folder in near]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        looked = ", ".join(str(place) for place in places)
+        raise ConfigError(f"training.lfs_config: no profile {name!r} (looked at {looked})")
+    try:
+        profile = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(profile, dict):
+        raise ConfigError(f"{path}: must hold one JSON object")
+    profile = profile.get("optimization", profile)
+    value = profile.get("init_scaling")
+    if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+        raise ConfigError(f"{path}: init_scaling must be a positive number, not {value!r}")
+    return value
+
+
+# ------------------------------------------------------------------ reading
+
+_UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
+
+
+def _read_yaml(path: Path, sources: dict[tuple[str, ...], _Source], problems: list[str]) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if data is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path}:1: must hold `key: value` lines at its top")
+    for keys, node in _walk(root, ()):
+        place = f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        if keys in sources:
+            problems.append(f"{place}: {'.'.join(keys)}: set twice (first at {sources[keys].text})")
+        sources[keys] = _Source(place)
+    # A section whose keys are all commented out is there, but empty: that means its defaults.
+    return {str(key): {} if value is None else value for key, value in data.items()}
+
+
+def _walk(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            keys = (*above, str(key.value))
+            yield keys, key
+            yield from _walk(value, keys)
+
+
+def _apply_override(
+    data: dict[str, Any], override: str, sources: dict[tuple[str, ...], _Source], problems: list[str]
+) -> None:
+    name, equals, text = override.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys):
+        problems.append(f"{override!r}: an override looks like training.iterations=2000")
+        return
+    try:
+        value = yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError:
+        value = text
+    place = data
+    for key in keys[:-1]:
+        inner = place.setdefault(key, {})
+        if not isinstance(inner, dict):
+            problems.append(f"{override!r}: {key} is a single value, it has no key {keys[-1]!r}")
+            return
+        place = inner
+    place[keys[-1]] = value
+    sources[keys] = _Source(f"command line {override!r}")
+
+
+# ------------------------------------------------------------------ explaining
+
+
+def known_keys() -> dict[str, tuple[str, ...]]:
+    """Section name to its keys."""
+    return {
+        section.name: tuple(f.name for f in dataclasses.fields(section.default_factory))  # type: ignore[arg-type]
+        for section in dataclasses.fields(Config)
+    }
+
+
+def _unknown_keys(data: Mapping[str, Any], sources: Mapping[tuple[str, ...], _Source]) -> list[str]:
+    known = known_keys()
+    problems = []
+    for section, values in data.items():
+        if section not in known:
+            problems.append(_unknown((section,), list(known), sources))
+        elif isinstance(values, Mapping):
+            problems += [
+                _unknown((section, str(key)), list(known[section]), sources)
+                for key in values
+                if str(key) not in known[section]
+            ]
+    return problems
+
+
+def _unknown(keys: tuple[str, ...], choices: list[str], sources: Mapping[tuple[str, ...], _Source]) -> str:
+    near = difflib.get_close_matches(keys[-1], choices, n=1, cutoff=0.5)
+    elsewhere = [f"{section}.{keys[-1]}" for section, names in known_keys().items() if keys[-1] in names]
+    if elsewhere:
+        advice = f"did you mean {elsewhere[0]!r}?"
+    elif near:
+        advice = f"did you mean {'.'.join((*keys[:-1], near[0]))!r}?"
+    else:
+        advice = f"known keys are {', '.join(choices)}"
+    return f"{_place(keys, sources)}: {'.'.join(keys)}: unknown key; {advice}"
+
+
+def _explain(error: Any, sources: Mapping[tuple[str, ...], _Source]) -> str:
+    keys = tuple(str(part) for part in error["loc"])
+    shown = [part for part in keys if not part.startswith("function-")]
+    return f"{_place(keys, sources)}: {'.'.join(shown)}: {error['msg']} (got {error['input']!r})"
+
+
+def _place(keys: tuple[str, ...], sources: Mapping[tuple[str, ...], _Source]) -> str:
+    while keys:
+        if keys in sources:
+            return sources[keys].text
+        keys = keys[:-1]
+    return "settings"

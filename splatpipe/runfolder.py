@@ -1,0 +1,118 @@
+"""Opening a run folder: one run at a time, and never with settings that its patches were not made with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+
+from splatpipe import __version__
+from splatpipe.config import Config
+from splatpipe.errors import EnvironmentProblem, RunFolderError
+from splatpipe.files import read_json, write_json, write_text
+from splatpipe.layout import RunLayout
+
+RESULT_SECTIONS = ("scene", "patching", "init_scaling", "training")  # what a trained patch depends on
+RETRAINABLE = ("init_scaling", "training")  # of these, what --retrain can change in a folder
+IRRELEVANT = {("training", "threads"), ("training", "device"), ("training", "image_cache_gb")}
+LIBRARIES = ("numpy", "scipy", "pycolmap", "torch", "numba", "gsplat")
+
+
+@contextlib.contextmanager
+def locked(layout: RunLayout) -> Iterator[None]:
+    """Hold the run folder. Raises `RunFolderError` that names the owner when another run holds it."""
+    owner_file = layout.root / "run.owner.json"
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(layout.lock)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(f"{layout.root} is in use by another run ({_owner(owner_file)}); wait or stop it") from None
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write to the run folder {layout.root}: {error.strerror or error}") from error
+    try:
+        write_json(owner_file, {"pid": os.getpid(), "host": platform.node(), "since": _now()})
+        yield
+    finally:
+        owner_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def read_run(layout: RunLayout) -> dict[str, Any]:
+    """run.yml of an existing run. Raises `RunFolderError` when this is not a run folder."""
+    if not layout.run_yml.is_file():
+        raise RunFolderError(f"{layout.root} is not a run folder: it has no run.yml (start with `splatpipe run SCENE`)")
+    try:
+        run = yaml.safe_load(layout.run_yml.read_text())
+        return {"scene": Path(run["scene"]), **{k: v for k, v in run.items() if k != "scene"}}
+    except (yaml.YAMLError, KeyError, TypeError, OSError) as error:
+        raise RunFolderError(f"{layout.run_yml} cannot be read ({error}); delete the folder and run again") from error
+
+
+def record_run(layout: RunLayout, scene: Path, config: Config, retrain: bool) -> None:
+    """Write run.yml, or check that the folder's patches fit `scene` and `config`.
+
+    Raises `RunFolderError` that lists the settings that differ when they do not.
+    """
+    if layout.run_yml.exists():
+        _check_same(layout, read_run(layout), scene, config, retrain)
+    run = {
+        "scene": str(scene),
+        "settings_hash": config.hash(),
+        "command": sys.argv,
+        "started": _now(),
+        "versions": _versions(),
+        "settings": config.to_dict(),
+    }
+    write_text(layout.run_yml, yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
+
+
+def _check_same(layout: RunLayout, before: dict[str, Any], scene: Path, config: Config, retrain: bool) -> None:
+    if before["scene"] != scene:
+        raise RunFolderError(f"{layout.root} belongs to the scene {before['scene']}; choose another folder with --out")
+    allowed = RETRAINABLE if retrain else ()
+    now = config.to_dict()
+    changed = [
+        f"{section}.{key} {before['settings'].get(section, {}).get(key)!r} -> {value!r}"
+        for section in RESULT_SECTIONS
+        if section not in allowed
+        for key, value in now[section].items()
+        if before["settings"].get(section, {}).get(key) != value and (section, key) not in IRRELEVANT
+    ]
+    if changed:
+        advice = "choose another folder with --out, or give the old values"
+        if not retrain and all(line.split(".")[0] in RETRAINABLE for line in changed):
+            advice += ", or name the patches to train anew with --retrain"
+        raise RunFolderError(f"{layout.root} was made with other settings ({'; '.join(changed)}): {advice}")
+
+
+def _owner(owner_file: Path) -> str:
+    try:
+        owner = read_json(owner_file)
+    except (OSError, ValueError):
+        return "owner unknown"
+    here = owner["host"] == platform.node()
+    alive = "" if not here or psutil.pid_exists(owner["pid"]) else ", which is gone"
+    return f"process {owner['pid']} on {owner['host']} since {owner['since']}{alive}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"splatpipe": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,117 @@
+"""Facts as tables for people; the same facts as data come from `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+_STYLES = {
+    "trained": "green",
+    "trained_with_warnings": "yellow",
+    "failed": "red",
+    "interrupted": "magenta",
+    "ok": "green",
+    "warn": "yellow",
+    "warning": "yellow",
+    "missing": "red",
+    "error": "red",
+}
+
+
+def status_table(status: Mapping[str, Any]) -> RenderableType:
+    """A run's patches, one row each, and its merged splat."""
+    table = _table("patch", ">cameras", ">points", ">extent", ">init_scaling", ">attempts", "class", "outcome", ">PSNR", ">time")
+    for patch in status["patches"]:
+        attempts = patch["attempts"]
+        classes = [a["class"] for a in attempts if a["class"]]
+        table.add_row(
+            escape(patch["id"]),
+            str(patch["cameras"]),
+            str(patch["points"]),
+            _number(patch["extent"], ".4g"),
+            _number(patch["init_scaling"], ".3g"),
+            str(len(attempts)),
+            escape(", ".join(dict.fromkeys(classes))),
+            _styled(patch["outcome"]),
+            _number(patch["psnr"], ".2f"),
+            duration(sum(a["seconds"] or 0 for a in attempts)),
+        )
+    parts: list[RenderableType] = [f"run {escape(str(status['run']))}, settings {status['settings_hash']}", table]
+    parts += [f"{escape(p['id'])}: {escape(p['reason'])}" for p in status["patches"] if p.get("reason")]
+    parts += [_merged_line(status["merged"])]
+    return Group(*parts)
+
+
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
+    """What `split` decided."""
+    table = _table("patch", ">cameras", ">hold-out", ">points", ">extent", ">init_scaling", ">cap", "why")
+    for patch in plan["patches"]:
+        table.add_row(
+            escape(patch["id"]),
+            str(patch["cameras"]),
+            str(patch["holdout"]),
+            str(patch["points"]),
+            _number(patch["extent"], ".4g"),
+            _number(patch["init_scaling"], ".3g"),
+            str(patch["max_cap"]),
+            escape(patch["reason"]),
+        )
+    return Group(table, *_finding_lines(plan["findings"]))
+
+
+def inspect_table(facts: Mapping[str, Any]) -> RenderableType:
+    """A scene in numbers, then what is remarkable about it."""
+    table = _table("fact", "value")
+    for name, value in facts["facts"].items():
+        table.add_row(escape(name), escape(str(value)))
+    return Group(table, *_finding_lines(facts["findings"]))
+
+
+def doctor_table(report: Mapping[str, Any]) -> RenderableType:
+    """What this machine has, and what to do about what it lacks."""
+    table = _table("part", "state", "detail", "what to do")
+    for row in report["rows"]:
+        table.add_row(escape(row["name"]), _styled(row["status"]), escape(row["detail"]), escape(row["advice"] or ""))
+    return table
+
+
+def duration(seconds: float) -> str:
+    """`7 s`, `3:05`, `1:02:03`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _merged_line(merged: Mapping[str, Any]) -> str:
+    if not merged["path"]:
+        return "not merged yet"
+    quality = f", hold-out PSNR {merged['psnr']:.2f} dB, SSIM {merged['ssim']:.4f}" if merged["psnr"] is not None else ""
+    return f"merged: {escape(str(merged['path']))}, {merged['gaussians']} Gaussians{quality}"
+
+
+def _finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{_styled(f['severity'])} {escape(f['message'])}" for f in findings]
+
+
+def _table(*columns: str) -> Table:
+    """Columns whose name starts with `>` are right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _styled(word: str) -> str:
+    style = _STYLES.get(word)
+    return f"[{style}]{word}[/{style}]" if style else escape(word)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
