@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 LFS_DUPLICATE = 1e-8  # squared distance at or below which LFS ignores a neighbour
 LFS_LONELY = 0.01  # LFS's mean distance for a point without usable neighbours
-LFS_MIN_DISTANCE = 1e-7
+MIN_DISTANCE = 1e-7  # LFS clamps here; keeps the logarithm of coincident points finite for gsplat too
 
 
 def neighbour_distances(points: NDArray[np.floating], k: int = 3) -> NDArray[np.float64]:
@@ -33,7 +33,7 @@ def neighbour_distances(points: NDArray[np.floating], k: int = 3) -> NDArray[np.
 def initial_scales_gsplat(points: NDArray[np.floating], init_scaling: float) -> NDArray[np.float64]:
     """(N,) sigma = init_scaling * sqrt(mean squared distance to 3 neighbours), as gsplat's simple_trainer."""
     distances = neighbour_distances(points)
-    return init_scaling * np.sqrt(np.maximum(np.mean(distances**2, axis=1), LFS_MIN_DISTANCE**2))
+    return init_scaling * np.sqrt(np.maximum(np.mean(distances**2, axis=1), MIN_DISTANCE**2))
 
 
 def initial_scales_lfs(points: NDArray[np.floating], init_scaling: float) -> NDArray[np.float64]:
@@ -52,4 +52,4 @@ def _lfs_distance(distances: NDArray[np.float64], n: int) -> NDArray[np.float64]
     used[:, max(n - 1, 0) :] = False
     count = used.sum(axis=1)
     mean = (distances * used).sum(axis=1) / np.maximum(count, 1)
-    return np.maximum(np.where(count > 0, mean, LFS_LONELY), LFS_MIN_DISTANCE)
+    return np.maximum(np.where(count > 0, mean, LFS_LONELY), MIN_DISTANCE)

@@ -1,0 +1,302 @@
+"""Any COLMAP folder as people have it, as a `Scene`; and parts of a `Scene` as a COLMAP model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.errors import SceneError
+from splatpipe.files import atomic_folder
+from splatpipe.scene import photographs
+from splatpipe.scene.arrays import Intrinsics, Scene, Similarity
+from splatpipe.scene.binary import read_binary, write_binary
+from splatpipe.scene.findings import Finding
+from splatpipe.scene.model import Model
+from splatpipe.scene.text import read_text
+from splatpipe.scene.tracks import observations_of
+
+MODEL_FILES = ("cameras", "images", "points3D")
+MODEL_PLACES = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".")
+PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
+
+
+@dataclass(frozen=True)
+class SceneReading:
+    """A scene, and what was noticed while reading it."""
+
+    scene: Scene
+    findings: tuple[Finding, ...]
+
+
+def read_scene(
+    root: Path, images: str | None = None, missing_images: Literal["error", "skip"] = "error"
+) -> SceneReading:
+    """Read the COLMAP model and the image headers of the scene folder `root`.
+
+    `images` names the image folder below `root`; intrinsics follow if all its images are smaller by one factor.
+    With `missing_images="skip"` cameras whose file is not there are left out. Raises `SceneError`.
+    """
+    model_dir = find_model(root)
+    model = read_model(model_dir)
+    _check_model(model, model_dir)
+    folder = photographs.find_image_folder(root, model_dir, model.names, images)
+    model, findings = _drop_missing(model, folder, missing_images)
+    scene, more = assemble(model, model_dir, folder)
+    sizes = photographs.image_sizes(folder, scene.names)
+    scale = photographs.common_scale(scene.names, sizes, scene.sizes)
+    if scale != 1.0:
+        w, h = sizes[0].tolist()
+        message = f"images are {scale:.4g} times the size the cameras say ({w}x{h}); intrinsics are scaled to them"
+        more.append(Finding("rescaled_images", "note", message, {"scale": scale}))
+        scene = _rescaled(scene, sizes)
+    return SceneReading(scene, tuple(findings + more))
+
+
+def find_model(root: Path) -> Path:
+    """The folder of the COLMAP model in the scene folder `root`; raises `SceneError` saying where was looked."""
+    if not root.exists():
+        raise SceneError(f"{root} does not exist; name a folder that holds a COLMAP model and its images")
+    if not root.is_dir():
+        raise SceneError(f"{root} is a file; name the folder that holds the COLMAP model and its images")
+    for place in MODEL_PLACES:
+        if any(_has_model(root / place, suffix) for suffix in (".bin", ".txt")):
+            return root / place if place != "." else root
+    for place in MODEL_PLACES:
+        there = [f"{name}.bin" for name in MODEL_FILES if (root / place / f"{name}.bin").is_file()]
+        if there:
+            absent = next(f"{name}.bin" for name in MODEL_FILES if f"{name}.bin" not in there)
+            raise SceneError(f"{root / place} holds {there[0]} but no {absent}; export the whole model again")
+    looked = ", ".join(place if place != "." else "the folder itself" for place in MODEL_PLACES)
+    raise SceneError(
+        f"no COLMAP model in {root} (looked in {looked} for cameras, images and points3D, .bin or .txt); "
+        "run COLMAP's mapper first or name another folder"
+    )
+
+
+def _has_model(folder: Path, suffix: str) -> bool:
+    return all((folder / f"{name}{suffix}").is_file() for name in MODEL_FILES)
+
+
+def read_model(folder: Path) -> Model:
+    """The tables of the model in `folder`; binary files are preferred, as everywhere."""
+    return read_binary(folder) if _has_model(folder, ".bin") else read_text(folder)
+
+
+def _check_model(model: Model, folder: Path) -> None:
+    if not model.names:
+        raise SceneError(f"{folder} holds no registered image; run COLMAP's mapper again")
+    if not len(model.point_ids):
+        raise SceneError(f"{folder} holds no 3D point, from which training starts; triangulate the model again")
+    photographs.check_names(model.names)
+    for i, name in enumerate(model.names):
+        if int(model.camera_ids[i]) not in model.cameras:
+            raise SceneError(f"{folder}: image {name} uses camera {model.camera_ids[i]}, which the model does not hold")
+    broken = ~(np.isfinite(model.quats).all(axis=1) & np.isfinite(model.translations).all(axis=1))
+    broken |= ~(np.linalg.norm(model.quats, axis=1) > 1e-9)
+    if broken.any():
+        name = model.names[int(np.argmax(broken))]
+        raise SceneError(
+            f"{folder}: the pose of image {name} is not a rotation and a finite position "
+            f"({int(broken.sum())} of {len(model.names)} images); export the model again or remove the image"
+        )
+    if len(np.unique(model.point_ids)) != len(model.point_ids):
+        raise SceneError(f"{folder}: two points have the same id; export the model again")
+
+
+def _drop_missing(model: Model, folder: Path, policy: Literal["error", "skip"]) -> tuple[Model, list[Finding]]:
+    missing = photographs.missing_images(folder, model.names)
+    n = int(missing.sum())
+    if not n:
+        return model, []
+    first = model.names[int(np.argmax(missing))]
+    counted = f"{n} of {len(missing)} images {'is' if n == 1 else 'are'} missing in {folder}, first {first}"
+    if policy == "error" or n == len(missing):
+        raise SceneError(f"{counted}; bring them back, name their folder with --images, or set scene.missing_images: skip")
+    finding = Finding("missing_images", "warning", f"{counted}; going on without", {"missing": n, "first": first})
+    return _take_images(model, np.flatnonzero(~missing)), [finding]
+
+
+def _take_images(model: Model, index: NDArray[np.integer]) -> Model:
+    """The model with the images at `index` only, in that order."""
+    row = np.full(len(model.names), -1, np.int32)
+    row[index] = np.arange(len(index), dtype=np.int32)
+    kept = np.flatnonzero(row[model.obs_images] >= 0)
+    kept = kept[np.argsort(row[model.obs_images[kept]], kind="stable")]
+    return replace(
+        model,
+        image_ids=model.image_ids[index],
+        names=tuple(model.names[i] for i in index),
+        camera_ids=model.camera_ids[index],
+        quats=model.quats[index],
+        translations=model.translations[index],
+        obs_images=row[model.obs_images[kept]],
+        obs_points=model.obs_points[kept],
+        obs_xy=model.obs_xy[kept],
+    )
+
+
+def assemble(model: Model, model_dir: Path, image_dir: Path) -> tuple[Scene, list[Finding]]:
+    """The `Scene` of a checked model: cameras by name, points by id, tracks as CSR, broken points left out."""
+    from scipy.spatial.transform import Rotation
+
+    model = _take_images(model, np.array(sorted(range(len(model.names)), key=lambda i: model.names[i]), np.int64))
+    ids = np.unique(model.camera_ids)
+    intrinsics = tuple(model.cameras[int(i)] for i in ids)
+    index = np.searchsorted(ids, model.camera_ids).astype(np.int32)
+    viewmats = np.tile(np.eye(4), (len(model.names), 1, 1))
+    viewmats[:, :3, :3] = Rotation.from_quat(model.quats, scalar_first=True).as_matrix()
+    viewmats[:, :3, 3] = model.translations
+    finite = np.isfinite(model.points).all(axis=1)
+    point_ids = model.point_ids[finite]
+    offsets, cameras, xy, dangling = _tracks(model, point_ids)
+    scene = Scene(
+        model_dir=model_dir,
+        image_dir=image_dir,
+        intrinsics=intrinsics,
+        image_ids=model.image_ids,
+        names=model.names,
+        intrinsics_index=index,
+        viewmats=viewmats,
+        Ks=np.stack([pinhole_matrix(one) for one in intrinsics])[index],
+        sizes=np.array([(one.width, one.height) for one in intrinsics], np.int32)[index],
+        point_ids=point_ids,
+        points=model.points[finite],
+        colors=model.colors[finite],
+        errors=model.errors[finite],
+        track_offsets=offsets,
+        track_cameras=cameras,
+        track_xy=xy,
+    )
+    return scene, _point_findings(int((~finite).sum()), dangling, len(finite))
+
+
+def _tracks(
+    model: Model, point_ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], int]:
+    """CSR tracks of the points `point_ids` (sorted), and how many observations name another point."""
+    rows = np.minimum(np.searchsorted(point_ids, model.obs_points), max(len(point_ids) - 1, 0))
+    known = np.flatnonzero(point_ids[rows] == model.obs_points) if len(point_ids) else np.empty(0, np.int64)
+    order = known[np.argsort(rows[known], kind="stable")]
+    offsets = np.zeros(len(point_ids) + 1, np.int64)
+    np.cumsum(np.bincount(rows[known], minlength=len(point_ids)), out=offsets[1:])
+    return offsets, model.obs_images[order], model.obs_xy[order], len(rows) - len(known)
+
+
+def _point_findings(broken: int, dangling: int, total: int) -> list[Finding]:
+    findings = []
+    if broken == total:
+        raise SceneError(f"none of the model's {total:,} points has finite coordinates; export the model again")
+    if broken:
+        message = f"{broken:,} of {total:,} points have coordinates that are not finite and are left out"
+        findings.append(Finding("broken_points", "warning", message, {"points": broken}))
+    elif dangling:
+        message = f"{dangling:,} observations name points that the model does not hold and are ignored"
+        findings.append(Finding("dangling_observations", "warning", message, {"observations": dangling}))
+    return findings
+
+
+def _colmap_camera(intrinsics: Intrinsics):  # type: ignore[no-untyped-def]  # pycolmap.Camera, imported lazily
+    import pycolmap
+
+    return pycolmap.Camera(
+        camera_id=intrinsics.id,
+        model=intrinsics.model,
+        width=intrinsics.width,
+        height=intrinsics.height,
+        params=list(intrinsics.params),
+    )
+
+
+def pinhole_matrix(intrinsics: Intrinsics) -> NDArray[np.float64]:
+    """(3, 3) K of a COLMAP camera, distortion left aside; raises `SceneError` for what has none."""
+    camera = _colmap_camera(intrinsics)
+    label = f"camera {intrinsics.id} ({intrinsics.model}, {intrinsics.width}x{intrinsics.height})"
+    if intrinsics.model == "EQUIRECTANGULAR":
+        raise SceneError(f"{label} is a panorama, which cannot be undistorted to a pinhole; cut it into views first")
+    if not all(np.isfinite(intrinsics.params)) or camera.focal_length_x <= 0 or camera.focal_length_y <= 0:
+        raise SceneError(f"{label} has parameters {list(intrinsics.params)}; a focal length must be finite and positive")
+    if intrinsics.width < 1 or intrinsics.height < 1:
+        raise SceneError(f"{label} has no pixels; export the model again")
+    return np.asarray(camera.calibration_matrix(), np.float64)
+
+
+def _rescaled(scene: Scene, sizes: NDArray[np.int32]) -> Scene:
+    """The scene with intrinsics and observations of images that really have `sizes` (equal for one intrinsics)."""
+    first = np.unique(scene.intrinsics_index, return_index=True)[1]
+    intrinsics = []
+    for one, camera_index in zip(scene.intrinsics, first, strict=True):
+        camera = _colmap_camera(one)
+        camera.rescale(int(sizes[camera_index, 0]), int(sizes[camera_index, 1]))
+        intrinsics.append(replace(one, width=camera.width, height=camera.height, params=tuple(camera.params.tolist())))
+    return replace(
+        scene,
+        intrinsics=tuple(intrinsics),
+        Ks=np.stack([pinhole_matrix(one) for one in intrinsics])[scene.intrinsics_index],
+        sizes=np.array([(one.width, one.height) for one in intrinsics], np.int32)[scene.intrinsics_index],
+        track_xy=scene.track_xy * (sizes / scene.sizes).astype(np.float32)[scene.track_cameras],
+    )
+
+
+def write_model(
+    scene: Scene,
+    cameras: NDArray[np.integer],
+    points: NDArray[np.integer],
+    folder: Path,
+    similarity: Similarity | None = None,
+) -> None:
+    """Write the cameras and points at the given indices as a binary COLMAP model into `folder`, whole or not at all.
+
+    Intrinsics are the PINHOLE part of the scene's; coordinates are the similarity's training coordinates; tracks
+    are restricted to the subset; image, camera and point ids stay.
+    """
+    used = np.unique(scene.intrinsics_index[cameras])
+    first = {int(i): int(np.argmax(scene.intrinsics_index == i)) for i in used}
+    intrinsics = {}
+    for i, camera in first.items():
+        K, one = scene.Ks[camera], scene.intrinsics[i]
+        params = (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))
+        intrinsics[one.id] = replace(one, model="PINHOLE", params=params)
+    with atomic_folder(folder) as temporary:
+        write_binary(temporary, subset(scene, cameras, points, intrinsics, similarity))
+
+
+def subset(
+    scene: Scene,
+    cameras: NDArray[np.integer],
+    points: NDArray[np.integer],
+    intrinsics: Mapping[int, Intrinsics],
+    similarity: Similarity | None = None,
+) -> Model:
+    """The cameras and points at the given indices as model tables."""
+    from scipy.spatial.transform import Rotation
+
+    cameras, points = np.asarray(cameras, np.int64), np.sort(np.asarray(points, np.int64))
+    row = np.full(scene.n_cameras, -1, np.int32)
+    row[cameras] = np.arange(len(cameras), dtype=np.int32)
+    seen = observations_of(scene, points)
+    kept = np.flatnonzero(row[seen.cameras] >= 0)
+    kept = kept[np.argsort(row[seen.cameras[kept]], kind="stable")]
+    viewmats, xyz = scene.viewmats[cameras], scene.points[points]
+    if similarity is not None:
+        viewmats, xyz = similarity.apply_viewmats(viewmats), similarity.apply(xyz)
+    rotations = Rotation.from_matrix(viewmats[:, :3, :3])
+    return Model(
+        cameras=dict(intrinsics),
+        image_ids=scene.image_ids[cameras],
+        names=tuple(scene.names[i] for i in cameras),
+        camera_ids=np.array([scene.intrinsics[i].id for i in scene.intrinsics_index[cameras]], np.int64),
+        quats=rotations.as_quat(scalar_first=True),
+        translations=viewmats[:, :3, 3],
+        obs_images=row[seen.cameras[kept]],
+        obs_points=scene.point_ids[points[seen.rows[kept]]],
+        obs_xy=seen.xy[kept],
+        point_ids=scene.point_ids[points],
+        points=xyz,
+        colors=scene.colors[points],
+        errors=scene.errors[points],
+    )

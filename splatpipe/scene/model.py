@@ -1,0 +1,42 @@
+"""A COLMAP model as tables, just as its files hold it: the common result of the binary and the text reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.scene.arrays import Intrinsics
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """C registered images in file order, T observations that have a 3D point, P points in file order."""
+
+    cameras: dict[int, Intrinsics]  # by COLMAP camera id
+    image_ids: NDArray[np.int64]  # (C,)
+    names: tuple[str, ...]  # (C,)
+    camera_ids: NDArray[np.int64]  # (C,)
+    quats: NDArray[np.float64]  # (C, 4) wxyz, world to camera, as stored (not normalised)
+    translations: NDArray[np.float64]  # (C, 3)
+    obs_images: NDArray[np.int32]  # (T,) row of the observing image, ascending
+    obs_points: NDArray[np.int64]  # (T,) COLMAP point ids
+    obs_xy: NDArray[np.float32]  # (T, 2) pixels
+    point_ids: NDArray[np.int64]  # (P,)
+    points: NDArray[np.float64]  # (P, 3)
+    colors: NDArray[np.uint8]  # (P, 3)
+    errors: NDArray[np.float64]  # (P,)
+
+
+@cache
+def camera_models() -> dict[int, tuple[str, int]]:
+    """COLMAP's camera models: number to name and parameter count, as the installed pycolmap knows them."""
+    import pycolmap
+
+    found = {}
+    for name, member in pycolmap.CameraModelId.__members__.items():
+        if name != "INVALID":
+            found[int(member)] = (name, len(pycolmap.Camera.create_from_model_name(1, name, 1.0, 2, 2).params))
+    return found

@@ -1,0 +1,102 @@
+"""Where the photographs of a model are, whether all are there, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.errors import SceneError
+
+SAMPLE = 50  # names tried when looking for the folder
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that would lead out of the image folder or collide."""
+    seen = set()
+    for name in names:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+            raise SceneError(
+                f"image name {name!r} in the model leads out of the image folder; "
+                "rename it to a path below that folder"
+            )
+        if name in seen:
+            raise SceneError(f"two images of the model have the name {name!r}; names must differ")
+        seen.add(name)
+
+
+def find_image_folder(root: Path, model_dir: Path, names: Sequence[str], images: str | None) -> Path:
+    """The folder that holds the images called `names`: the one asked for, else the first usual place with any.
+
+    Raises `SceneError` saying where was looked.
+    """
+    if images is not None:
+        folder = next((p for p in (root / images, Path(images)) if p.is_dir()), None)
+        if folder is None:
+            raise SceneError(f"image folder {root / images} does not exist; name an existing one with --images")
+        return folder
+    places = _usual_places(root, model_dir)
+    sample = names[:: max(len(names) // SAMPLE, 1)]
+    for folder in places:
+        if any((folder / name).is_file() for name in sample):
+            return folder
+    looked = ", ".join(str(place) for place in places)
+    raise SceneError(
+        f"none of the model's {len(names)} images was found, {names[0]!r} for one (looked in {looked}); "
+        "name their folder with --images"
+    )
+
+
+def _usual_places(root: Path, model_dir: Path) -> list[Path]:
+    parents = [p for p in (model_dir.parent, model_dir.parent.parent) if model_dir.name.isdigit() or p.name != "sparse"]
+    places = [root / "images", *(p / "images" for p in parents), root / "input", root]
+    return list(dict.fromkeys(places))
+
+
+def missing_images(folder: Path, names: Sequence[str]) -> NDArray[np.bool_]:
+    """(C,) True where the image file is not there."""
+    return np.array([not (folder / name).is_file() for name in names], bool)
+
+
+def image_sizes(folder: Path, names: Sequence[str]) -> NDArray[np.int32]:
+    """(C, 2) width and height from the image headers, as stored (EXIF orientation is not applied, as in COLMAP).
+
+    Raises `SceneError` for a file that is no readable image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    sizes = np.empty((len(names), 2), np.int32)
+    for i, name in enumerate(names):
+        try:
+            with Image.open(folder / name) as image:
+                sizes[i] = image.size
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise SceneError(
+                f"{folder / name} is not a readable image ({error}); replace it or remove it from the model"
+            ) from error
+    return sizes
+
+
+def common_scale(names: Sequence[str], sizes: NDArray[np.int32], expected: NDArray[np.int32]) -> float:
+    """How much smaller (or larger) all images are than their cameras say; 1.0 exactly when every size agrees.
+
+    Raises `SceneError` naming the first image that does not follow the common scale.
+    """
+    if np.array_equal(sizes, expected):
+        return 1.0
+    scale = float(np.median(sizes / expected))
+    wrong = np.abs(sizes - scale * expected).max(axis=1) > 1.5
+    if scale > 0.999 and scale < 1.001:
+        scale, wrong = 1.0, (sizes != expected).any(axis=1)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        (w, h), (cw, ch) = sizes[i].tolist(), expected[i].tolist()
+        raise SceneError(
+            f"image {names[i]} is {w}x{h} pixels but its camera says {cw}x{ch} "
+            f"({int(wrong.sum())} of {len(names)} images disagree); "
+            "use the images the model was made from, or all of them resized by one factor"
+        )
+    return scale
