@@ -132,7 +132,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     path = tmp_path / "a.ply"
     write_splats(path, make_splats(3))
     before = path.read_bytes()
-    with pytest.raises(RuntimeError), ply.SplatWriter(path, 3) as writer:
+    with pytest.raises(RuntimeError), ply.splat_writer(path, 3) as writer:
         writer.append(ply.to_rows(make_splats(5)))
         raise RuntimeError
     assert path.read_bytes() == before

@@ -82,15 +82,23 @@ def _blur(picture: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def evaluate_views(
-    render: Callable[[int], Picture], photograph: Callable[[int], Picture], names: Sequence[str]
+    render: Callable[[int], Picture],
+    photograph: Callable[[int], Picture],
+    names: Sequence[str],
+    on_view: Callable[[ViewMetrics, Picture, Picture], None] | None = None,
 ) -> Evaluation:
-    """PSNR and SSIM of `render(i)` against `photograph(i)` for each name; holds one pair in memory at a time."""
+    """PSNR and SSIM of `render(i)` against `photograph(i)` for each name; holds one pair in memory at a time.
+
+    `on_view(metrics, render, photograph)` is called for each view while both pictures are at hand.
+    """
     views = []
     for i, name in enumerate(names):
         picture, truth = np.clip(np.asarray(render(i)), 0, 1), photograph(i)
         if picture.shape != truth.shape:
             raise ValueError(f"{name}: rendered at {picture.shape}, photographed at {truth.shape}")
         views.append(ViewMetrics(name, psnr(picture, truth), ssim(picture, truth)))
+        if on_view:
+            on_view(views[-1], picture, truth)
     return Evaluation(tuple(views))
 
 

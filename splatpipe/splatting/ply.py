@@ -7,10 +7,10 @@ then green, then blue). Other property orders and types are accepted on reading;
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -247,43 +247,43 @@ def read_splats(path: Path) -> Splats:
 
 def write_splats(path: Path, splats: Splats, comments: Sequence[str] = ()) -> int:
     """Write `splats` atomically, leaving out rows with a non-finite value. Returns how many were written."""
-    with SplatWriter(path, splats.sh_degree, comments) as writer:
+    with splat_writer(path, splats.sh_degree, comments) as writer:
         for start in range(0, len(splats), CHUNK_ROWS):
             rows = to_rows(splats.select(np.arange(start, min(start + CHUNK_ROWS, len(splats)))))
             writer.append(rows[np.isfinite(rows).all(axis=1)])
     return writer.count
 
 
+@contextlib.contextmanager
+def splat_writer(path: Path, sh_degree: int, comments: Sequence[str] = ()) -> Iterator[SplatWriter]:
+    """Takes rows as they come; the file appears under its name, whole, when the `with` block succeeds."""
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        writer = SplatWriter(handle, sh_degree, comments)
+        yield writer
+        writer.finish()
+
+
 class SplatWriter:
-    """Writes rows as they come; the file appears under its name, whole, when the `with` block succeeds."""
+    """A splat PLY whose number of rows is known only at its end; see `splat_writer`."""
 
-    def __init__(self, path: Path, sh_degree: int, comments: Sequence[str] = ()) -> None:
+    def __init__(self, handle: BinaryIO, sh_degree: int, comments: Sequence[str]) -> None:
         self.count = 0
-        self._sh_degree = sh_degree
-        self._comments = tuple(comments)
-        self._atomic = atomic_path(path)
-        self._handle: BinaryIO
-
-    def __enter__(self) -> SplatWriter:
-        self._handle = self._atomic.__enter__().open("wb")
-        self._handle.write(self._header())
-        return self
+        self._handle, self._sh_degree, self._comments = handle, sh_degree, tuple(comments)
+        handle.write(self._header())
 
     def append(self, rows: NDArray[np.float32]) -> None:
         """Add (n, P) rows in the layout of `columns(sh_degree)`."""
         if rows.shape[1] != len(columns(self._sh_degree)):
             raise ValueError(f"rows have {rows.shape[1]} columns, not {len(columns(self._sh_degree))}")
-        np.ascontiguousarray(rows, "<f4").tofile(self._handle)
+        # Not tofile(), whose OSError hides that the disk is full.
+        self._handle.write(np.ascontiguousarray(rows, "<f4").reshape(-1).view(np.uint8).data)
         self.count += len(rows)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if kind is None:
-            self._handle.seek(0)
-            self._handle.write(self._header())
-        self._handle.close()
-        return self._atomic.__exit__(kind, error, trace)
+    def finish(self) -> None:
+        """Put the final count into the header."""
+        self._handle.seek(0)
+        self._handle.write(self._header())
+        self._handle.flush()
 
     def _header(self) -> bytes:
         """The header for the present count; always of the same length, thanks to a comment that pads it.
