@@ -1,0 +1,103 @@
+"""Pinhole images of a scene whose cameras have lens distortion, made once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from splatpipe.errors import SceneError
+from splatpipe.files import atomic_folder, read_json, write_json
+from splatpipe.scene import photographs
+from splatpipe.scene.arrays import Scene
+from splatpipe.scene.binary import write_binary
+from splatpipe.scene.colmap import PINHOLE_MODELS, assemble, read_model, subset
+
+KEY_FILE = "undistorted.json"
+JPEG_QUALITY = 98
+VERSION = 1  # of what is written; part of the key
+
+
+def needs_undistortion(scene: Scene) -> bool:
+    """Whether any camera is more than a pinhole."""
+    return any(one.model not in PINHOLE_MODELS for one in scene.intrinsics)
+
+
+def undistort(scene: Scene, cache: Path) -> Scene:
+    """The scene with pinhole cameras: itself if it has no others, else from `cache/images` and `cache/sparse`.
+
+    `cache` is filled when it does not hold this scene yet, and replaced whole or not at all. Raises `SceneError`
+    naming an image that could not be undistorted.
+    """
+    if not needs_undistortion(scene):
+        return scene
+    key = _key(scene)
+    if not _holds(cache, key):
+        with atomic_folder(cache) as temporary:
+            _fill(scene, temporary)
+            write_json(temporary / KEY_FILE, {"key": key})
+    images = cache / "images"
+    return assemble(read_model(cache / "sparse"), cache / "sparse", images)[0]
+
+
+def _key(scene: Scene) -> str:
+    """A hash of all that undistortion depends on: model, intrinsics, and each image's name, size and time."""
+    digest = hashlib.sha256(f"{VERSION} {JPEG_QUALITY} {scene.image_dir.resolve()}".encode())
+    for one in scene.intrinsics:
+        digest.update(repr(one).encode())
+    for name in scene.names:
+        stat = (scene.image_dir / name).stat()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    arrays = (scene.image_ids, scene.viewmats, scene.point_ids, scene.points, scene.colors, scene.errors)
+    for array in (*arrays, scene.track_offsets, scene.track_cameras, scene.track_xy):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _holds(cache: Path, key: str) -> bool:
+    try:
+        return bool(read_json(cache / KEY_FILE)["key"] == key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _fill(scene: Scene, folder: Path) -> None:
+    """Write `images/` and `sparse/` into `folder` through pycolmap."""
+    import pycolmap
+
+    source, made = folder / "source", folder / "made"
+    everything = np.arange(scene.n_cameras), np.arange(scene.n_points)
+    write_binary(source, subset(scene, *everything, {one.id: one for one in scene.intrinsics}))
+    with quiet_pycolmap():
+        try:
+            pycolmap.undistort_images(
+                made, source, scene.image_dir, output_type="COLMAP", jpeg_quality=JPEG_QUALITY, num_threads=-1
+            )
+        except (RuntimeError, ValueError) as error:
+            raise SceneError(f"{scene.image_dir}: the images could not be undistorted ({error})") from error
+    absent = photographs.missing_images(made / "images", scene.names)
+    if absent.any():
+        name = scene.names[int(np.argmax(absent))]
+        raise SceneError(f"{scene.image_dir / name} could not be decoded for undistortion; replace the image")
+    (made / "images").rename(folder / "images")
+    (made / "sparse").rename(folder / "sparse")
+    for left in (source, made):
+        shutil.rmtree(left)
+
+
+@contextmanager
+def quiet_pycolmap() -> Iterator[None]:
+    """pycolmap logs through glog to stderr; keep it to errors that end the process."""
+    import pycolmap
+
+    levels = pycolmap.logging.minloglevel, pycolmap.logging.stderrthreshold
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
+    pycolmap.logging.stderrthreshold = pycolmap.logging.FATAL.value
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel, pycolmap.logging.stderrthreshold = levels
