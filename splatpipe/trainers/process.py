@@ -1,0 +1,218 @@
+"""One child process with everything it starts: its output as bytes, its memory, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from splatpipe.errors import EnvironmentProblem
+from splatpipe.files import read_json, write_json
+from splatpipe.trainers import launch
+from splatpipe.trainers.base import Command
+
+MARKER = "SPLATPIPE_ATTEMPT"  # in the environment of every process of an attempt: which attempt it belongs to
+READ_BYTES = 1 << 16
+RECORD = "child.json"
+
+
+class ChildProcess:
+    """A running child in a session of its own; the guardian in `launch.py` is the session's leader."""
+
+    def __init__(self, command: Command, attempt: Path) -> None:
+        """Start `command`; EnvironmentProblem when it cannot be."""
+        environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **command.env, MARKER: str(attempt)}
+        program = _executable(command, environment)
+        watched, self._lifeline = os.pipe()
+        guardian = [sys.executable, "-I", "-S", launch.__file__, str(watched), str(os.getpid())]
+        try:
+            self._popen = subprocess.Popen(
+                [*guardian, program, *command.argv[1:]],
+                env=environment,
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(watched,),
+                bufsize=0,
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            raise EnvironmentProblem(f"cannot start {command.argv[0]}: {error.strerror or error}.") from error
+        finally:
+            os.close(watched)
+        assert self._popen.stdout is not None
+        self._output = self._popen.stdout.fileno()
+        os.set_blocking(self._output, False)
+        self.pid = self._popen.pid
+        self.peak_rss = 0
+        self.peak_vram = 0
+        self.output_ended = False
+        self._record(attempt)
+
+    def _record(self, attempt: Path) -> None:
+        """Note who the child is, for a later run to end it; a full disk must not end the attempt."""
+        with contextlib.suppress(psutil.Error, OSError):
+            created = psutil.Process(self.pid).create_time()
+            write_json(attempt / RECORD, {"pid": self.pid, "create_time": created, "parent": os.getpid()})
+
+    @property
+    def exit_status(self) -> int | None:
+        """As subprocess gives it: negative is a signal; None until `reap`."""
+        return self._popen.returncode
+
+    def read(self) -> bytes:
+        """What the child has written since the last call, up to 64 KiB; empty if nothing."""
+        if self.output_ended:
+            return b""
+        try:
+            data = os.read(self._output, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        self.output_ended = not data
+        return data
+
+    @property
+    def output(self) -> int:
+        """The file descriptor to wait on for output."""
+        return self._output
+
+    def has_exited(self) -> bool:
+        """Whether the child is done; it is not reaped yet, so its process group id cannot be reused."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to every process of the group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL for the group and for descendants that left it."""
+        strays = self._tree()
+        self.signal_group(signal.SIGKILL)
+        for process in strays:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def reap(self) -> None:
+        """Collect the exit status of a child that has exited, and the peak memory that the kernel kept."""
+        _, status, usage = os.wait4(self.pid, 0)
+        self._popen.returncode = os.waitstatus_to_exitcode(status)
+        unit = 1 if sys.platform == "darwin" else 1024
+        self.peak_rss = max(self.peak_rss, usage.ru_maxrss * unit)
+
+    def close(self) -> None:
+        """Let go of the pipes; the guardian kills whatever is left of the group."""
+        os.close(self._lifeline)
+        if self._popen.stdout is not None:
+            self._popen.stdout.close()
+
+    def sample(self) -> None:
+        """Update the peaks of resident and device memory, summed over the tree, in bytes."""
+        tree = self._tree()
+        total = 0
+        for process in tree:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        self.peak_rss = max(self.peak_rss, total)
+        self.peak_vram = max(self.peak_vram, _vram({process.pid for process in tree}))
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            leader = psutil.Process(self.pid)
+            return [leader, *leader.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+
+def _executable(command: Command, environment: dict[str, str]) -> str:
+    """The full path of the command's program; EnvironmentProblem in words a user can act on."""
+    name = command.argv[0]
+    found = shutil.which(name, path=environment.get("PATH"))
+    if found:
+        return found
+    path = Path(name)
+    if path.is_dir():
+        raise EnvironmentProblem(f"cannot start {name}: it is a folder, not a program.")
+    if path.exists():
+        raise EnvironmentProblem(f"cannot start {name}: it is not executable; run chmod +x on it.")
+    raise EnvironmentProblem(f"cannot start {name}: there is no such program; install it or correct its path.")
+
+
+def _vram(pids: set[int]) -> int:
+    """Device memory that the given processes hold, bytes; 0 without NVML."""
+    try:
+        import pynvml
+    except ImportError:
+        return 0
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        running = [process for handle in handles for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        return sum(process.usedGpuMemory or 0 for process in running if process.pid in pids)
+    except pynvml.NVMLError:
+        return 0
+
+
+def end_recorded(attempt: Path, wait_s: float = 10.0) -> bool:
+    """Kill what an earlier, killed splatpipe left running in the attempt folder; whether there was anything.
+
+    A process is only touched when it is the recorded one (pid and creation time), or belongs to its
+    session and carries this attempt's marker in its environment: process ids are reused.
+    """
+    record = attempt / RECORD
+    try:
+        noted = read_json(record)
+        found = _survivors(attempt, int(noted["pid"]), float(noted["create_time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(found, timeout=wait_s)
+    record.unlink(missing_ok=True)
+    return bool(found)
+
+
+def _survivors(attempt: Path, session: int, created: float) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) != session or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.pid == session:
+                ours = abs(process.create_time() - created) < 0.05
+            else:
+                ours = process.environ().get(MARKER) == str(attempt)
+        except (psutil.Error, OSError):
+            continue
+        if ours:
+            found.append(process)
+    return found
+
+
+def memory_limit() -> int:
+    """Bytes this machine or its control group lets us use."""
+    total = psutil.virtual_memory().total
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(name).read_text()))
+    return total
+
+
+def kernel_oom_kills() -> int:
+    """How often the kernel has killed a process for memory since boot; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+

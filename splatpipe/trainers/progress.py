@@ -1,0 +1,61 @@
+"""What the events of an attempt have told so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+REFINEMENTS = 50  # relocated shares kept: the slope that announces a collapse shows in the last few
+
+
+@dataclass
+class Progress:
+    """Sums up the events of docs/contracts.md; every value is that of the latest event that named it."""
+
+    last_step: int = 0
+    gaussians: int | None = None
+    stepped: bool = False
+    start: dict[str, Any] | None = None
+    done: dict[str, Any] | None = None
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    blind_cameras: list[str] = field(default_factory=list)
+    health: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Take in one event; unknown ones count for nothing."""
+        step = event.get("step")
+        if isinstance(step, int):
+            self.last_step = max(self.last_step, step)
+        if isinstance(event.get("gaussians"), int):
+            self.gaussians = event["gaussians"]
+        match event["event"]:
+            case "start":
+                self.start = event
+                self._keep(event, "images", "points", "scene_scale", "resumed_from")
+            case "step":
+                self.stepped = True
+                self._keep(event, "loss", "alive", "steps_per_s", "total")
+            case "blind_camera" if event.get("image") not in self.blind_cameras:
+                self.blind_cameras.append(str(event.get("image")))
+            case "refine":
+                self._refine(event)
+            case "eval":
+                self._keep(event, "psnr", "ssim", "views")
+            case "error":
+                self.errors.append(event)
+            case "done":
+                self.done = event
+
+    def _keep(self, event: dict[str, Any], *names: str) -> None:
+        self.health.update({name: event[name] for name in names if event.get(name) is not None})
+
+    def _refine(self, event: dict[str, Any]) -> None:
+        relocated, count = event.get("relocated"), event.get("gaussians")
+        if isinstance(relocated, int) and isinstance(count, int) and count:
+            shares = self.health.setdefault("relocated_shares", [])
+            shares.append(round(relocated / count, 4))
+            del shares[:-REFINEMENTS]
+
+    def summary(self) -> dict[str, Any]:
+        """The health of the attempt as JSON data."""
+        return {**self.health, "blind_cameras": list(self.blind_cameras)}
