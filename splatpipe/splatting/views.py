@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatpipe.splatting.images import load_image, training_size
+from splatpipe.splatting.images import load_pixels, training_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,5 +107,4 @@ class ViewLoader:
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
         width, height = (int(v) for v in self.views.sizes[index])
-        pixels = load_image(self.views.paths[index], width, height)
-        return np.round(pixels * 255).astype(np.uint8)
+        return load_pixels(self.views.paths[index], width, height)

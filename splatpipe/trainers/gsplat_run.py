@@ -16,7 +16,7 @@ from splatpipe.splatting import raster
 from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
 from splatpipe.splatting.metrics import psnr, ssim
 from splatpipe.splatting.model import Params, to_splats
-from splatpipe.splatting.ply import to_scene, write_splats
+from splatpipe.splatting.ply import transform, write_splats
 from splatpipe.splatting.views import ViewLoader, Views
 from splatpipe.trainers.base import TrainRequest
 
@@ -109,6 +109,6 @@ def _evaluate(params: Params, holdout: Views, request: TrainRequest, report: Rep
 
 def _write_splat(params: Params, request: TrainRequest) -> int:
     """The number of Gaussians written, in scene coordinates."""
-    splats = to_scene(to_splats(params), request.similarity)
+    splats = transform(to_splats(params), request.similarity)
     comments = (f"splatpipe patch {request.patch_id} attempt {request.attempt}",)
-    return len(splats) - write_splats(request.files.splat, splats, comments)
+    return write_splats(request.files.splat, splats, comments)
