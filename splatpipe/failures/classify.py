@@ -167,7 +167,7 @@ def warnings(lines: Sequence[str], catalogue: Catalogue | None = None) -> tuple[
     """Lines that are no failure but that a user should know of, each once."""
     catalogue = catalogue or default_catalogue()
     evidence = Evidence(exit_status=0)
-    found = {}
+    found: dict[str, str] = {}
     for index in range(len(lines)):
         row = catalogue.match(lines, index, evidence)
         if row is not None and row.kind == "warn":
@@ -208,7 +208,9 @@ def _from_ending(evidence: Evidence) -> Verdict:
     if evidence.output_problem is not None and status == 0:
         return Verdict(evidence.output_failure, f"exit status 0, but {evidence.output_problem}")
     if status in (126, 127):
-        return Verdict(FailureClass.ENVIRONMENT, _last(evidence.lines) or f"the program did not start (status {status})")
+        return Verdict(
+            FailureClass.ENVIRONMENT, _last(evidence.lines) or f"the program did not start (status {status})"
+        )
     line = traceback_line(evidence.lines) or _last(evidence.lines)
     return Verdict(FailureClass.UNKNOWN, line or f"exit status {status} {at}, and no output")
 

@@ -117,7 +117,7 @@ def next_request(
     if failure is None:
         return Decision(None, None, f"trained in attempt {last.request.attempt}")
     if failure is FailureClass.INTERRUPTED:
-        return _resume(history, settings)
+        return _resume(request, history, settings)
     if failure is FailureClass.ENVIRONMENT:
         return Decision(None, None, f"the machine is at fault, no patch can train: {last.line}", stop_run=True)
     tried = [attempt for attempt in history if attempt.failure is not FailureClass.INTERRUPTED]
@@ -125,10 +125,10 @@ def next_request(
         return Decision(None, None, f"{failure}: another attempt would fail the same way ({last.line})")
     if len(tried) >= settings.max_attempts:
         return Decision(None, None, f"{failure}: gave up after {len(tried)} attempts ({last.line})")
-    return _remedy(history, tried, settings, other_trainer)
+    return _remedy(request, history, tried, settings, other_trainer)
 
 
-def _resume(history: Sequence[Attempt], settings: RetrySettings) -> Decision:
+def _resume(first: TrainRequest, history: Sequence[Attempt], settings: RetrySettings) -> Decision:
     last, streak = history[-1], 0
     for attempt in reversed(history):
         if attempt.failure is not FailureClass.INTERRUPTED:
@@ -136,11 +136,16 @@ def _resume(history: Sequence[Attempt], settings: RetrySettings) -> Decision:
         streak += 1
     if streak >= settings.max_interruptions:
         return Decision(None, None, f"interrupted {streak} times in a row: {last.line}")
-    return Decision(last.request, None, f"attempt {last.request.attempt} goes on where it was interrupted")
+    resumed = _placed(last.request, last.request.attempt, first)
+    return Decision(resumed, None, f"attempt {resumed.attempt} goes on where it was interrupted")
 
 
 def _remedy(
-    history: Sequence[Attempt], tried: Sequence[Attempt], settings: RetrySettings, other: Convert | None
+    first: TrainRequest,
+    history: Sequence[Attempt],
+    tried: Sequence[Attempt],
+    settings: RetrySettings,
+    other: Convert | None,
 ) -> Decision:
     """The first remedy of the class that is neither used up nor without effect here."""
     last = tried[-1]
@@ -152,13 +157,19 @@ def _remedy(
         changed = _apply(remedy, tried, settings, other) if offered[remedy] > spent else None
         if changed is not None:
             number = max(attempt.request.attempt for attempt in history) + 1
-            return Decision(_numbered(changed, number), remedy, _reason(last, remedy, changed))
+            return Decision(_placed(changed, number, first), remedy, _reason(last, remedy, changed))
     return Decision(None, None, f"{last.failure}: no remedy is left after {len(tried)} attempts ({last.line})")
 
 
-def _numbered(request: TrainRequest, number: int) -> TrainRequest:
-    run = RunLayout(request.out.parents[2])
-    return replace(request, attempt=number, out=run.attempt(request.patch_id, number).root)
+def _placed(request: TrainRequest, number: int, first: TrainRequest) -> TrainRequest:
+    """`request` as attempt `number`, with the places of `first`: the run may have moved since the last attempt."""
+    run = RunLayout(first.out.parents[2])
+    return replace(
+        request,
+        attempt=number,
+        out=run.attempt(first.patch_id, number).root,
+        **{name: getattr(first, name) for name in ("dataset", "similarity", "device", "threads", "limits")},
+    )
 
 
 def _reason(last: Attempt, remedy: Remedy, request: TrainRequest) -> str:
@@ -232,8 +243,8 @@ def _step_down(tried: Sequence[Attempt], settings: RetrySettings) -> float:
 
 
 def _changes(before: TrainRequest, after: TrainRequest) -> list[str]:
-    """What differs between two requests, `name before -> after`, the attempt's number and place apart."""
-    names = ("trainer", "device", "init_scaling", "threads")
+    """What differs between two requests, `name before -> after`; where and on what it runs does not count."""
+    names = ("trainer", "init_scaling")
     found = [_change(name, getattr(before, name), getattr(after, name)) for name in names]
     for item in fields(before.settings):
         found.append(_change(item.name, getattr(before.settings, item.name), getattr(after.settings, item.name)))

@@ -65,8 +65,9 @@ def recover(trainer: Trainer, request: TrainRequest) -> Attempt | None:
         progress.add(event)
     try:
         for line in files.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if event := trainer.parse_line(line):
-                progress.add(event)
+            parsed = trainer.parse_line(line)
+            if parsed is not None:
+                progress.add(parsed)
         written = files.splat.stat().st_mtime
     except OSError:
         return None
