@@ -1,0 +1,95 @@
+"""What `splatpipe doctor` finds on this machine and on machines described by files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from splatpipe.doctor import Report, Row, examine, find_lichtfeld
+from splatpipe.machine import memory_limit, usable_cores
+
+NAMES = ["python", "cores", "memory", "disk", "gpu", "torch", "nvcc", "gsplat", "numba", "pycolmap", "lichtfeld"]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return examine()
+
+
+def test_every_part_has_a_state_a_detail_and_advice_when_it_is_missing(report: Report) -> None:
+    assert [row.name for row in report.rows] == NAMES
+    for row in report.rows:
+        assert row.status in ("ok", "warn", "missing")
+        assert row.detail
+        assert "examined" not in row.detail, f"the check of {row.name} itself failed: {row.detail}"
+        assert row.status == "ok" or row.name == "gsplat" or row.advice, f"{row.name} needs advice"
+
+
+def test_it_says_what_python_torch_and_pycolmap_say_of_themselves(report: Report) -> None:
+    import pycolmap
+    import torch
+
+    assert sys.version.split()[0] in report["python"].detail
+    assert torch.__version__ in report["torch"].detail
+    assert pycolmap.__version__ in report["pycolmap"].detail
+    assert report["cores"].detail.startswith(str(usable_cores()))
+    assert (report["gsplat"].status == "ok") <= torch.cuda.is_available()
+
+
+def test_the_report_is_json_and_text(report: Report) -> None:
+    rows = json.loads(json.dumps(report.to_json()))["rows"]
+    assert [row["name"] for row in rows] == NAMES
+    assert set(rows[0]) == {"name", "status", "detail", "advice"}
+    text = report.to_text()
+    assert all(row.detail in text for row in report.rows)
+
+
+@pytest.mark.gpu
+def test_gsplat_renders_on_the_gpu(report: Report) -> None:
+    assert report["gsplat"] == Row("gsplat", "ok", report["gsplat"].detail)
+
+
+@pytest.mark.parametrize("found_by", ["setting", "LICHTFELD", "PATH"])
+def test_lichtfeld_is_found_by_setting_variable_or_path(tmp_path: Path, found_by: str) -> None:
+    binary = tmp_path / "LichtFeld-Studio"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    environ = {"PATH": str(tmp_path) if found_by == "PATH" else "", "LICHTFELD": str(binary)}
+    if found_by != "LICHTFELD":
+        del environ["LICHTFELD"]
+    assert find_lichtfeld(str(binary) if found_by == "setting" else None, environ) == binary
+    binary.chmod(0o644)
+    assert find_lichtfeld(str(binary) if found_by == "setting" else None, environ) is None
+
+
+def test_a_container_limit_above_the_process_counts(tmp_path: Path) -> None:
+    (tmp_path / "self").write_text("0::/slurm/job_7/step_0\n")
+    job = tmp_path / "fs" / "slurm" / "job_7"
+    (job / "step_0").mkdir(parents=True)
+    (job / "step_0" / "memory.max").write_text("max\n")
+    (job / "memory.max").write_text("1500000000\n")
+    assert memory_limit(tmp_path / "fs", tmp_path / "self") == 1_500_000_000
+
+
+def test_a_limit_of_the_older_control_groups_counts(tmp_path: Path) -> None:
+    (tmp_path / "self").write_text("7:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n")
+    (tmp_path / "fs" / "memory" / "docker" / "x").mkdir(parents=True)
+    (tmp_path / "fs" / "memory" / "docker" / "x" / "memory.limit_in_bytes").write_text("700000000\n")
+    assert memory_limit(tmp_path / "fs", tmp_path / "self") == 700_000_000
+
+
+def test_without_control_groups_the_limit_is_the_machine(tmp_path: Path) -> None:
+    assert memory_limit(tmp_path, tmp_path / "none") == psutil.virtual_memory().total
+
+
+def test_looking_at_the_machine_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, splatpipe.doctor; print([m for m in ('torch', 'numba', 'pycolmap', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
