@@ -26,3 +26,7 @@ class PatchingSettings:
     external_share: Share = 0.1  # a neighbour's view is used if at least this share of what it sees is in the core
     background: Share = 0.25  # far points that the cameras see, at most this share of the core and buffer points
     holdout_every: Annotated[int, Ge(0)] = 8  # every n-th view in name order is kept for evaluation; 0: none
+
+    def __post_init__(self) -> None:
+        if self.holdout_every == 1:
+            raise ValueError("patching.holdout_every: 1 would keep every view from training; use 0 or at least 2")

@@ -71,8 +71,7 @@ class _Cursor:
     def finish(self) -> None:
         if self.at != self.size:
             raise SceneError(
-                f"{self.path} is damaged: {self.size - self.at:,} bytes follow its last entry; "
-                "export the model again"
+                f"{self.path} is damaged: {self.size - self.at:,} bytes follow its last entry; export the model again"
             )
 
 

@@ -116,7 +116,9 @@ def _drop_missing(model: Model, folder: Path, policy: Literal["error", "skip"]) 
     first = model.names[int(np.argmax(missing))]
     counted = f"{n} of {len(missing)} images {'is' if n == 1 else 'are'} missing in {folder}, first {first}"
     if policy == "error" or n == len(missing):
-        raise SceneError(f"{counted}; bring them back, name their folder with --images, or set scene.missing_images: skip")
+        raise SceneError(
+            f"{counted}; bring them back, name their folder with --images, or set scene.missing_images: skip"
+        )
     finding = Finding("missing_images", "warning", f"{counted}; going on without", {"missing": n, "first": first})
     return _take_images(model, np.flatnonzero(~missing)), [finding]
 
@@ -219,7 +221,9 @@ def pinhole_matrix(intrinsics: Intrinsics) -> NDArray[np.float64]:
     if intrinsics.model == "EQUIRECTANGULAR":
         raise SceneError(f"{label} is a panorama, which cannot be undistorted to a pinhole; cut it into views first")
     if not all(np.isfinite(intrinsics.params)) or camera.focal_length_x <= 0 or camera.focal_length_y <= 0:
-        raise SceneError(f"{label} has parameters {list(intrinsics.params)}; a focal length must be finite and positive")
+        raise SceneError(
+            f"{label} has parameters {list(intrinsics.params)}; a focal length must be finite and positive"
+        )
     if intrinsics.width < 1 or intrinsics.height < 1:
         raise SceneError(f"{label} has no pixels; export the model again")
     return np.asarray(camera.calibration_matrix(), np.float64)

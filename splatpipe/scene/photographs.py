@@ -20,8 +20,7 @@ def check_names(names: Sequence[str]) -> None:
         path = PurePosixPath(name)
         if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
             raise SceneError(
-                f"image name {name!r} in the model leads out of the image folder; "
-                "rename it to a path below that folder"
+                f"image name {name!r} in the model leads out of the image folder; rename it to a path below that folder"
             )
         if name in seen:
             raise SceneError(f"two images of the model have the name {name!r}; names must differ")

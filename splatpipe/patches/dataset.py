@@ -1,0 +1,141 @@
+"""A patch on disk, as a COLMAP data set in training coordinates that any trainer opens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.errors import SceneError
+from splatpipe.files import atomic_folder, read_json, write_json
+from splatpipe.layout import PatchLayout
+from splatpipe.patches.patch import Patch, Role
+from splatpipe.scene.arrays import Scene, Similarity
+from splatpipe.scene.colmap import assemble, read_model, write_model
+from splatpipe.scene.tracks import observations_of
+
+
+class HasJson(Protocol):
+    """Anything that goes into patch.json."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class PatchData:
+    """What a training reads: C cameras in name order, P points, all in training coordinates."""
+
+    names: tuple[str, ...]
+    image_paths: tuple[Path, ...]
+    viewmats: NDArray[np.float64]  # (C, 4, 4) world to camera, OpenCV axes
+    Ks: NDArray[np.float64]  # (C, 3, 3) pixels
+    sizes: NDArray[np.int32]  # (C, 2) width, height
+    points: NDArray[np.float64]  # (P, 3)
+    colors: NDArray[np.uint8]  # (P, 3)
+
+
+def normalising_similarity(scene: Scene, patch: Patch) -> Similarity:
+    """Uniform scale and translation to training coordinates, covariant to the scene's own units and origin.
+
+    The median of the core points moves to the origin; the median distance between a camera of the patch and a
+    core point that it observes becomes 1. Without observations, camera centres or the points' spread serve.
+    """
+    core = patch.points_with(Role.CORE)
+    core = core if len(core) else patch.point_index
+    center = np.median(scene.points[core], axis=0)
+    scale = 1.0 / _typical_distance(scene, patch, core, center)
+    x, y, z = (float(value) for value in -scale * center)
+    return Similarity(float(scale), (x, y, z))
+
+
+def _typical_distance(scene: Scene, patch: Patch, core: NDArray[np.int64], center: NDArray[np.float64]) -> float:
+    seen = observations_of(scene, core)
+    ours = np.isin(seen.cameras, patch.camera_index)
+    distances = np.linalg.norm(scene.points[core[seen.rows[ours]]] - scene.centers[seen.cameras[ours]], axis=1)
+    candidates = (
+        distances,
+        np.linalg.norm(scene.centers[patch.camera_index] - center, axis=1),
+        np.linalg.norm(scene.points[core] - center, axis=1),
+    )
+    medians = (float(np.median(values)) for values in candidates if len(values))
+    return next((value for value in medians if np.isfinite(value) and value > 0), 1.0)
+
+
+def write_dataset(
+    scene: Scene,
+    patch: Patch,
+    layout: PatchLayout,
+    stats: HasJson | None,
+    preflight: HasJson | None,
+    similarity: Similarity,
+) -> None:
+    """Write the patch to `layout`, whole or not at all: linked images, model, hold-out data set, patch.json."""
+    with atomic_folder(layout.root) as temporary:
+        draft = PatchLayout(temporary)
+        write_model(scene, patch.camera_index, patch.point_index, draft.sparse, similarity)
+        _link_images(scene, patch.camera_index, draft.images, layout)
+        if len(patch.holdout_cameras):
+            held = PatchLayout(draft.holdout)
+            write_model(scene, patch.holdout_cameras, patch.point_index, held.sparse, similarity)
+            _link_images(scene, patch.holdout_cameras, held.images, layout)
+        record = patch.to_json(scene) | {
+            "similarity": {"scale": similarity.scale, "translation": list(similarity.translation)},
+            "stats": stats.to_json() if stats else None,
+            "preflight": preflight.to_json() if preflight else None,
+        }
+        write_json(draft.patch_json, record)
+
+
+def _link_images(scene: Scene, cameras: NDArray[np.int64], folder: Path, layout: PatchLayout) -> None:
+    """Link each camera's image below `folder`, sub-folders kept.
+
+    Links are relative where scene and run share a tree, so that the tree can be moved; `folder` is a sibling
+    of its final place, at the same depth.
+    """
+    source = scene.image_dir.resolve()
+    root = layout.root.resolve()
+    run = root.parent.parent
+    relative = source.is_relative_to(run) or root.is_relative_to(source.parent)
+    for i in cameras:
+        link, target = folder / scene.names[i], source / scene.names[i]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        _link(link, Path(os.path.relpath(target, link.parent.resolve())) if relative else target, target)
+
+
+def _link(link: Path, pointer: Path, target: Path) -> None:
+    try:
+        link.symlink_to(pointer)
+    except OSError:  # file systems without symbolic links
+        try:
+            link.hardlink_to(target)
+        except OSError:
+            shutil.copy2(target, link)
+
+
+def read_dataset(folder: Path) -> PatchData:
+    """The data set at `folder` (a patch, or its `holdout/`), in name order. Raises `SceneError`."""
+    layout = PatchLayout(folder)
+    if not layout.sparse.is_dir():
+        raise SceneError(f"{folder} is no patch data set: it has no sparse/0; split the scene again")
+    scene = assemble(read_model(layout.sparse), layout.sparse, layout.images)[0]
+    return PatchData(
+        names=scene.names,
+        image_paths=tuple(layout.images / name for name in scene.names),
+        viewmats=scene.viewmats,
+        Ks=scene.Ks,
+        sizes=scene.sizes,
+        points=scene.points,
+        colors=scene.colors,
+    )
+
+
+def read_patch(layout: PatchLayout, scene: Scene) -> tuple[Patch, Similarity]:
+    """The patch that `write_dataset` wrote for this scene, and its similarity."""
+    data = read_json(layout.patch_json)
+    similarity = Similarity(data["similarity"]["scale"], tuple(data["similarity"]["translation"]))
+    return Patch.from_json(data, scene, read_model(layout.sparse).point_ids), similarity

@@ -1,0 +1,145 @@
+"""From one scene to patches: cores that tile the ground, buffers, points with roles, cameras with reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.errors import SceneError
+from splatpipe.patches.cameras import assign_holdout, choose_cameras, choose_holdout
+from splatpipe.patches.cells import Cell, cut_into_cells, owners, view_counts
+from splatpipe.patches.frame import Frame, ground_frame
+from splatpipe.patches.patch import Box, Patch, point_roles
+from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.visibility import Visibility, visibility
+from splatpipe.scene.arrays import Scene
+from splatpipe.scene.findings import Finding
+
+BOUNDS = (0.01, 0.99)  # quantiles of the points that stand for the outer edge of an unbounded core
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """All patches of a scene and what was noticed while cutting."""
+
+    patches: tuple[Patch, ...]
+    frame: Frame
+    holdout: NDArray[np.int64]  # scene camera indices that never train
+    unused: NDArray[np.int64]  # cameras that train nowhere, each with a finding
+    findings: tuple[Finding, ...]
+
+
+def split(scene: Scene, settings: PatchingSettings) -> Split:
+    """At least one patch; never more than `max_cameras` training cameras in one; the same for the same input.
+
+    Every camera that sees a point and is no hold-out view trains at least one patch, and sees part of its core.
+    Cores tile the ground. A scene below the cap is one patch. Raises `SceneError` if no camera sees a point.
+    """
+    frame = ground_frame(scene, settings.frame)
+    positions = frame.apply(scene.points)
+    seen = visibility(scene)
+    holdout = choose_holdout(scene.n_cameras, settings.holdout_every)
+    sees = seen.counts() > 0
+    training = np.setdiff1d(np.flatnonzero(sees), holdout)
+    if not len(training):
+        raise SceneError(
+            f"none of the {scene.n_cameras - len(holdout)} training cameras of {scene.model_dir} sees any of its "
+            f"{scene.n_points:,} points; check that model and points belong together"
+        )
+    cut = cut_into_cells(positions, seen, training, settings)
+    patches = _patches(cut.cells, scene, frame, positions, seen, training, holdout, settings)
+    blind = np.flatnonzero(~sees)
+    placed = np.unique(np.concatenate([patch.camera_index for patch in patches]))
+    unplaced = np.setdiff1d(cut.unplaced, placed)
+    findings = _findings(scene, frame, blind, unplaced, settings)
+    unused = np.setdiff1d(np.union1d(blind, unplaced), holdout)
+    return Split(patches, frame, holdout, unused, tuple(findings))
+
+
+def _patches(
+    cells: tuple[Cell, ...],
+    scene: Scene,
+    frame: Frame,
+    positions: NDArray[np.float64],
+    seen: Visibility,
+    training: NDArray[np.int64],
+    holdout: NDArray[np.int64],
+    settings: PatchingSettings,
+) -> tuple[Patch, ...]:
+    owner = owners(cells, positions)
+    counts = view_counts(owner, len(cells), seen, np.arange(scene.n_cameras))
+    held_in = assign_holdout(holdout, counts[holdout])
+    may_train = np.zeros((scene.n_cameras, 1), np.int64)
+    may_train[training] = 1
+    digits = max(3, len(str(len(cells) - 1)))
+    patches = []
+    for i, cell in enumerate(cells):
+        cameras, reasons = choose_cameras(i, cell.cameras, counts * may_train, owner, seen, settings)
+        buffered = cell.core.grown(_margin(cell.core, positions, settings.buffer))
+        points, roles = _points(cell.core, buffered, positions, seen.pairs(cameras)[1], settings.background)
+        patches.append(
+            Patch(
+                id=f"p{i:0{digits}d}",
+                core=cell.core,
+                buffered=buffered,
+                frame=frame,
+                point_index=points,
+                point_role=roles,
+                camera_index=cameras,
+                camera_reasons=reasons,
+                holdout_cameras=holdout[held_in == i],
+            )
+        )
+    return tuple(patches)
+
+
+def _margin(core: Box, positions: NDArray[np.float64], buffer: float) -> float:
+    """`buffer` times the shorter ground edge of the core, outer edges taken at the scene's robust bounds."""
+    low, high = np.quantile(positions[:, :2], BOUNDS, axis=0)
+    inside = core.contains(positions)
+    own = positions[inside][:, :2] if inside.any() else positions[:, :2]
+    # An outer core may lie wholly beyond the robust bounds; then its own points are its edge.
+    lower = np.where(np.isfinite(core.lower[:2]), core.lower[:2], np.minimum(np.maximum(low, own.min(0)), own.max(0)))
+    upper = np.where(np.isfinite(core.upper[:2]), core.upper[:2], np.maximum(np.minimum(high, own.max(0)), own.min(0)))
+    edges = np.abs(upper - lower)
+    return float(buffer * edges.min())
+
+
+def _points(
+    core: Box, buffered: Box, positions: NDArray[np.float64], seen_points: NDArray[np.int64], background: float
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Point indices of a patch and their roles; of the far points that its cameras see, an even sample by distance."""
+    near = np.flatnonzero(buffered.contains(positions))
+    far = np.unique(seen_points)
+    far = far[~buffered.contains(positions[far])]
+    quota = min(int(background * len(near)), len(far))
+    if quota:
+        away = np.maximum(np.maximum(core.lower - positions[far], positions[far] - core.upper), 0)
+        order = np.argsort(np.linalg.norm(away, axis=1), kind="stable")
+        far = far[order[np.arange(quota) * len(far) // quota]]
+    else:
+        far = far[:0]
+    index = np.sort(np.concatenate([near, far]))
+    return index, point_roles(positions[index], core, buffered)
+
+
+def _findings(
+    scene: Scene, frame: Frame, blind: NDArray[np.int64], unplaced: NDArray[np.int64], settings: PatchingSettings
+) -> list[Finding]:
+    findings = []
+    if not frame.agrees:
+        findings.append(Finding("frame", "note", frame.message, {"degrees": frame.disagreement_degrees}))
+    if len(blind):
+        names = [scene.names[i] for i in blind[:5]]
+        message = f"{len(blind)} of {scene.n_cameras} cameras see no point and train nothing, first {names[0]}"
+        findings.append(Finding("blind_cameras", "warning", message, {"cameras": len(blind), "first": names}))
+    if len(unplaced):
+        names = [scene.names[i] for i in unplaced[:5]]
+        message = (
+            f"{len(unplaced)} cameras train nothing, first {names[0]}: they and others see only one place, "
+            f"and a patch takes at most patching.max_cameras ({settings.max_cameras})"
+        )
+        findings.append(Finding("unplaced_cameras", "warning", message, {"cameras": len(unplaced), "first": names}))
+    return findings
