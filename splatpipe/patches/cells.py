@@ -64,8 +64,12 @@ def cut_into_cells(
 
 def _pieces(cameras: int, settings: PatchingSettings) -> int:
     """Cells needed for so many home cameras, with the reserve for neighbours' views kept free."""
-    room = max(settings.max_cameras - math.floor(settings.reserve * settings.max_cameras), 1)
-    return max(math.ceil(cameras / room), 1)
+    return max(math.ceil(cameras / _room(settings)), 1)
+
+
+def _room(settings: PatchingSettings) -> int:
+    """Home cameras of one cell."""
+    return max(settings.max_cameras - math.floor(settings.reserve * settings.max_cameras), 1)
 
 
 def _halve(
@@ -75,16 +79,16 @@ def _halve(
     weights = 1.0 / np.bincount(cell.rows, minlength=len(cell.cameras))  # every camera counts the same
     load = np.bincount(cell.points, weights=weights[cell.rows], minlength=len(positions))
     seen = np.flatnonzero(load)
-    sides = {axis: _side(positions[seen, axis], load[seen]) for axis in GROUND_AXES}
+    sides = {axis: _side(positions[seen][:, axis], load[seen]) for axis in GROUND_AXES}
     for axis in sorted(sides, key=lambda axis: -round(sides[axis] / (max(sides.values()) or 1.0), 6)):
-        at = _cut_position(positions[seen, axis], load[seen], sides[axis], pieces, len(cell.cameras), settings)
+        at = _cut_position(positions[seen][:, axis], load[seen], sides[axis], pieces, len(cell.cameras), settings)
         if at is None:
             continue
         goes_left = _home_left(cell, positions[cell.points, axis] < at, pieces, settings)
         if goes_left is not None:
-            parts = _parts(cell, axis, at, goes_left, positions)
-            left, right = _shares(pieces, *(len(part.cameras) for part in parts), settings)
-            return [(parts[0], left), (parts[1], right)]
+            left, right = _parts(cell, axis, at, goes_left, positions)
+            for_left, for_right = _shares(pieces, len(left.cameras), len(right.cameras), settings)
+            return [(left, for_left), (right, for_right)]
     return None
 
 
@@ -125,10 +129,6 @@ def _cut_position(
     else:
         best = choice[np.argmin(np.abs(share[choice] - left / pieces).round(9))]
     return float(x[best] + gaps[best] / 2)
-
-
-def _room(settings: PatchingSettings) -> int:
-    return max(settings.max_cameras - math.floor(settings.reserve * settings.max_cameras), 1)
 
 
 def _home_left(

@@ -17,6 +17,7 @@ FIXED: dict[str, tuple[tuple[int, int, int], ...]] = {
     "yz": ((0, 1, 0), (0, 0, 1), (1, 0, 0)),
 }
 FLAT = 0.35  # the points are a plane if their spread along its normal is below this share of the next larger
+ROUND = 0.7  # above this share the points have no plane to speak of
 UPRIGHT = 0.6  # the cameras agree on an up if their up vectors average to at least this length
 AGREE_DEGREES = 25.0
 FACING = 0.8  # cosine above which a view straight at the points' plane says nothing about up
@@ -80,15 +81,17 @@ def ground_frame(scene: Scene, name: FrameName = "auto") -> Frame:
         reason = "the cameras look straight at it" if facing else "the cameras have no common up"
         message = f"up is across the points' plane; {reason}"
     else:
-        angle = float(np.degrees(np.arccos(np.clip(abs(normal @ up), 0, 1))))
+        angle = float(np.degrees(np.arccos(np.clip(abs(normal @ up), 0, 1)))) if flatness < ROUND else None
         source = "points" if flatness < FLAT else "cameras"
         up_vector = _towards_cameras(normal, scene) if source == "points" else up
         message = _describe(source, angle)
     return Frame(_with_yaw(up_vector, points), source, message, angle)
 
 
-def _describe(source: str, angle: float) -> str:
+def _describe(source: str, angle: float | None) -> str:
     basis = "across the points' plane" if source == "points" else "the cameras' up, since the points are no plane"
+    if angle is None:
+        return f"up is {basis}"
     relation = "agree within" if angle <= AGREE_DEGREES else "disagree by"
     return f"up is {basis}; points and cameras {relation} {max(angle, 1):.0f} degrees"
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,7 +184,7 @@ def write_binary(folder: Path, model: Model) -> None:
     with atomic_path(folder / "images.bin") as path:
         path.write_bytes(_images_bytes(model, starts))
     with atomic_path(folder / "points3D.bin") as path:
-        path.write_bytes(_points_bytes(model, starts))
+        path.write_bytes(memoryview(_points_bytes(model, starts)))
 
 
 def _cameras_bytes(cameras: Sequence[Intrinsics]) -> bytes:

@@ -96,8 +96,8 @@ def _check_model(model: Model, folder: Path) -> None:
     for i, name in enumerate(model.names):
         if int(model.camera_ids[i]) not in model.cameras:
             raise SceneError(f"{folder}: image {name} uses camera {model.camera_ids[i]}, which the model does not hold")
-    broken = ~(np.isfinite(model.quats).all(axis=1) & np.isfinite(model.translations).all(axis=1))
-    broken |= ~(np.linalg.norm(model.quats, axis=1) > 1e-9)
+    numbers = np.concatenate([model.quats, model.translations], axis=1)
+    broken = ~np.isfinite(numbers).all(axis=1) | ~(np.linalg.norm(model.quats, axis=1) > 1e-9)
     if broken.any():
         name = model.names[int(np.argmax(broken))]
         raise SceneError(

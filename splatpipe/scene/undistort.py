@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from splatpipe.errors import SceneError
 from splatpipe.files import atomic_folder, read_json, write_json
@@ -52,9 +54,17 @@ def _key(scene: Scene) -> str:
     for name in scene.names:
         stat = (scene.image_dir / name).stat()
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-    arrays = (scene.image_ids, scene.viewmats, scene.point_ids, scene.points, scene.colors, scene.errors)
-    for array in (*arrays, scene.track_offsets, scene.track_cameras, scene.track_xy):
-        digest.update(np.ascontiguousarray(array))
+    arrays: tuple[NDArray[Any], ...] = (
+        scene.image_ids,
+        scene.viewmats,
+        scene.point_ids,
+        scene.points,
+        scene.colors,
+        scene.errors,
+    )
+    arrays += (scene.track_offsets, scene.track_cameras, scene.track_xy)
+    for array in arrays:
+        digest.update(memoryview(np.ascontiguousarray(array)))
     return digest.hexdigest()
 
 
