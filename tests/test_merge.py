@@ -18,24 +18,28 @@ from scipy.spatial.transform import Rotation
 from splatpipe.errors import EnvironmentProblem, RunFolderError
 from splatpipe.merge.clean import Cleaning
 from splatpipe.merge.join import MergePart, MergeReport, merge_splats
-from splatpipe.merge.ownership import Territory
 from splatpipe.merge.settings import MergeSettings
+from splatpipe.patches.frame import Frame
+from splatpipe.patches.patch import Box
 from splatpipe.splatting.ply import SplatFileError, Splats, read_splats, to_rows, write_splats
 
 INF = np.inf
-IDENTITY = np.eye(3)
+IDENTITY = Frame(np.eye(3), "axes", "")
 
 
-@dataclass(frozen=True, eq=False)
-class AxisBox:
-    lower: np.ndarray
-    upper: np.ndarray
+@dataclass(frozen=True)
+class Area:
+    """As much of a `Patch` as the merge looks at."""
+
+    id: str
+    core: Box
+    buffered: Box
 
 
-def slab(patch_id: str, low: float, high: float, buffer: float = 1.0) -> Territory:
+def slab(patch_id: str, low: float, high: float, buffer: float = 1.0) -> Area:
     """A patch that owns low <= x < high, whatever y and z."""
-    core = AxisBox(np.array([low, -INF, -INF]), np.array([high, INF, INF]))
-    return Territory(patch_id, core, AxisBox(core.lower - buffer, core.upper + buffer))
+    core = Box(np.array([low, -INF, -INF]), np.array([high, INF, INF]))
+    return Area(patch_id, core, core.grown(buffer))
 
 
 def splats_at(means: np.ndarray, degree: int = 0, seed: int = 0) -> Splats:
@@ -67,8 +71,8 @@ def test_each_patch_gives_what_lies_in_its_core(tmp_path: Path) -> None:
         write_part(tmp_path, "p000", splats_at(on_x(-5, -0.1, 0.2))),
         write_part(tmp_path, "p001", splats_at(on_x(-0.2, 0.0, 7))),
     ]
-    territories = [slab("p000", -INF, 0), slab("p001", 0, INF)]
-    report = merge_splats(parts, tmp_path / "out.ply", territories, IDENTITY)
+    patches = [slab("p000", -INF, 0), slab("p001", 0, INF)]
+    report = merge_splats(parts, tmp_path / "out.ply", patches, IDENTITY)
     np.testing.assert_allclose(read_splats(tmp_path / "out.ply").means[:, 0], [-5, -0.1, 0, 7], rtol=1e-6)
     assert [(part.read, part.kept, part.foreign) for part in report.parts] == [(3, 2, 1), (3, 2, 1)]
     assert report.holes == ()
@@ -95,11 +99,11 @@ def test_cores_that_tile_space_keep_every_gaussian_of_equal_inputs_once(
     columns = list(zip([-INF, *sorted(borders)], [*sorted(borders), INF], strict=True))
     rows = list(zip([-INF, *sorted(floors)], [*sorted(floors), INF], strict=True))
     cells = [(x, y) for x in columns for y in rows]
-    boxes = [AxisBox(np.array([x[0], y[0], -INF]), np.array([x[1], y[1], INF])) for x, y in cells]
-    territories = [Territory(f"p{i:03d}", box, box) for i, box in enumerate(boxes)]
+    boxes = [Box(np.array([x[0], y[0], -INF]), np.array([x[1], y[1], INF])) for x, y in cells]
+    patches = [Area(f"p{i:03d}", box, box) for i, box in enumerate(boxes)]
     # The same Gaussians in another order in every file.
-    parts = [write_part(tmp_path, t.patch_id, splats.select(rng.permutation(60))) for t in territories]
-    report = merge_splats(parts, tmp_path / "out.ply", territories, rotation, chunk_rows=chunk)
+    parts = [write_part(tmp_path, t.id, splats.select(rng.permutation(60))) for t in patches]
+    report = merge_splats(parts, tmp_path / "out.ply", patches, Frame(rotation, "axes", ""), chunk_rows=chunk)
     assert_accounted(report)
     merged = read_splats(tmp_path / "out.ply")
     np.testing.assert_array_equal(np.unique(merged.means, axis=0), np.unique(splats.means, axis=0))
@@ -109,9 +113,9 @@ def test_cores_that_tile_space_keep_every_gaussian_of_equal_inputs_once(
 def test_the_order_of_the_parts_does_not_change_a_byte(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     parts = [write_part(tmp_path, f"p{i:03d}", splats_at(rng.normal(size=(50, 3)), seed=i)) for i in range(3)]
-    territories = [slab("p000", -INF, -1), slab("p001", -1, 1), slab("p002", 1, INF)]
-    merge_splats(parts, tmp_path / "a.ply", territories, IDENTITY)
-    merge_splats(parts[::-1], tmp_path / "b.ply", territories[::-1], IDENTITY)
+    patches = [slab("p000", -INF, -1), slab("p001", -1, 1), slab("p002", 1, INF)]
+    merge_splats(parts, tmp_path / "a.ply", patches, IDENTITY)
+    merge_splats(parts[::-1], tmp_path / "b.ply", patches[::-1], IDENTITY)
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
 
@@ -128,12 +132,12 @@ def test_degrees_are_reconciled_to_the_highest_without_touching_what_is_there(tm
 
 
 def test_buffers_of_the_neighbours_stand_in_for_a_missing_patch(tmp_path: Path) -> None:
-    territories = [slab("p000", -INF, 0), slab("p001", 0, 4), slab("p002", 4, INF)]
+    patches = [slab("p000", -INF, 0), slab("p001", 0, 4), slab("p002", 4, INF)]
     parts = [
         write_part(tmp_path, "p000", splats_at(on_x(-1, 0.5, 0.9, 1.5))),  # 1.5 is beyond its buffer
         write_part(tmp_path, "p002", splats_at(on_x(0.6, 3.5, 5))),  # 0.6 is not its to fill
     ]
-    report = merge_splats(parts, tmp_path / "out.ply", territories, IDENTITY)
+    report = merge_splats(parts, tmp_path / "out.ply", patches, IDENTITY)
     np.testing.assert_allclose(read_splats(tmp_path / "out.ply").means[:, 0], [-1, 0.5, 0.9, 3.5, 5])
     assert report.holes == ("p001",)
     assert report.filled("p001") == {"p000": 2, "p002": 1}
@@ -143,10 +147,10 @@ def test_buffers_of_the_neighbours_stand_in_for_a_missing_patch(tmp_path: Path) 
 
 
 def test_where_two_buffers_reach_into_a_hole_the_nearer_core_fills_it(tmp_path: Path) -> None:
-    territories = [slab("p000", -INF, 0, buffer=9), slab("p001", 0, 4), slab("p002", 4, INF, buffer=9)]
+    patches = [slab("p000", -INF, 0, buffer=9), slab("p001", 0, 4), slab("p002", 4, INF, buffer=9)]
     everywhere = splats_at(on_x(0.5, 1.9, 2.0, 2.1, 3.9))
     parts = [write_part(tmp_path, "p000", everywhere), write_part(tmp_path, "p002", everywhere)]
-    report = merge_splats(parts, tmp_path / "out.ply", territories, IDENTITY)
+    report = merge_splats(parts, tmp_path / "out.ply", patches, IDENTITY)
     np.testing.assert_allclose(read_splats(tmp_path / "out.ply").means[:, 0], [0.5, 1.9, 2.0, 2.1, 3.9])
     assert report.filled("p001") == {"p000": 3, "p002": 2}
 
@@ -205,12 +209,12 @@ def test_rules_relative_to_the_scene_do_not_depend_on_its_units(tmp_path: Path) 
 
 def test_a_truncated_part_is_named_and_the_old_merge_stays(tmp_path: Path) -> None:
     parts = [write_part(tmp_path, f"p{i:03d}", splats_at(on_x(-1, 1))) for i in range(2)]
-    territories = [slab("p000", -INF, 0), slab("p001", 0, INF)]
-    merge_splats(parts, tmp_path / "out.ply", territories, IDENTITY)
+    patches = [slab("p000", -INF, 0), slab("p001", 0, INF)]
+    merge_splats(parts, tmp_path / "out.ply", patches, IDENTITY)
     before = (tmp_path / "out.ply").read_bytes()
     parts[1].path.write_bytes(parts[1].path.read_bytes()[:-100])
     with pytest.raises(SplatFileError, match=r"p001\.ply"):
-        merge_splats(parts, tmp_path / "out.ply", territories, IDENTITY)
+        merge_splats(parts, tmp_path / "out.ply", patches, IDENTITY)
     assert (tmp_path / "out.ply").read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.ply", "p000.ply", "p001.ply"]
 
@@ -240,14 +244,14 @@ import numpy as np
 from pathlib import Path
 from splatpipe.merge.join import MergePart, merge_splats
 sys.path.insert(0, {tests!r})
-from test_merge import slab
+from test_merge import IDENTITY, slab
 folder = Path({folder!r})
 peak_kib = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 before = peak_kib()
 parts = [MergePart(f"p{{i:03d}}", folder / "big.ply") for i in range({n})]
 edges = [-np.inf, *np.linspace(-1, 1, {n} - 1), np.inf]
-territories = [slab(part.patch_id, *edges[i : i + 2]) for i, part in enumerate(parts)]
-report = merge_splats(parts, folder / "out.ply", territories, np.eye(3))
+patches = [slab(part.patch_id, *edges[i : i + 2]) for i, part in enumerate(parts)]
+report = merge_splats(parts, folder / "out.ply", patches, IDENTITY)
 assert report.gaussians == 200_000, report.gaussians
 print(peak_kib() - before)
 """

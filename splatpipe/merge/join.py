@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from splatpipe.errors import EnvironmentProblem, RunFolderError
-from splatpipe.merge.clean import RULES, Cleaning, no_cleaning
+from splatpipe.merge.clean import NOT_FINITE, RULES, Cleaning, no_cleaning
 from splatpipe.merge.ownership import Ownership, Territory
+from splatpipe.patches.frame import Frame
 from splatpipe.splatting.ply import CHUNK_ROWS, PlyHeader, SplatWriter, iter_rows, read_header, splat_writer
 
 
@@ -34,7 +32,7 @@ class PartReport:
     read: int
     kept: int
     foreign: int  # belong to another patch's core, or to nobody
-    dropped: dict[str, int]  # by cleaning rule, of those it owns
+    dropped: dict[str, int]  # by cleaning rule: of those it owns, and every one that is not finite
     filled: dict[str, int]  # of those kept, how many lie in the core of a patch that is missing
 
 
@@ -78,16 +76,16 @@ class MergeReport:
 def merge_splats(
     parts: Sequence[MergePart],
     out: Path,
-    territories: Sequence[Territory],
-    rotation: NDArray[np.float64],
+    patches: Sequence[Territory],
+    frame: Frame,
     cleaning: Cleaning | None = None,
     comments: Sequence[str] = (),
     chunk_rows: int = CHUNK_ROWS,
 ) -> MergeReport:
     """Write to `out` what each part owns, in the order of the patch ids.
 
-    `territories` are those of every patch, trained or not, in the frame to which `rotation` (3, 3) turns the
-    scene; a territory without a part is a hole, which its neighbours' buffers fill as far as they reach.
+    `patches` are all patches of the scene, trained or not, cut in `frame`; a patch without a part is a hole,
+    which its neighbours' buffers fill as far as they reach.
     SH degrees may differ: missing bands are zero. Peak memory is a few chunks, whatever the size. `out` may be
     one of the parts. Raises SplatFileError for a part that is not whole, RunFolderError when there is no part,
     EnvironmentProblem when the disk is full; `out` is then as it was.
@@ -95,11 +93,11 @@ def merge_splats(
     if not parts:
         raise RunFolderError(f"{out}: nothing to merge, because no patch has a trained splat.")
     headers = {part.patch_id: read_header(part.path) for part in sorted(parts, key=lambda part: part.patch_id)}
-    trained = [territory for territory in territories if territory.patch_id in headers]
-    holes = [territory for territory in territories if territory.patch_id not in headers]
+    trained = [patch for patch in patches if patch.id in headers]
+    holes = [patch for patch in patches if patch.id not in headers]
     if len(headers) != len(parts) or len(trained) != len(parts):
-        raise ValueError("every part needs an id of its own, and a territory")
-    ownership = Ownership(rotation, trained, holes)
+        raise ValueError("every part must have the id of a patch of its own")
+    ownership = Ownership(frame, trained, holes)
     degree = max(header.sh_degree for header in headers.values())
     try:
         with splat_writer(out, degree, comments) as writer:
@@ -111,7 +109,7 @@ def merge_splats(
                 f"{out}: the merged splat does not fit there ({error.strerror}); make room and merge again."
             ) from error
         raise
-    return MergeReport(out, writer.count, degree, reports, tuple(hole.patch_id for hole in ownership.holes))
+    return MergeReport(out, writer.count, degree, reports, ownership.holes)
 
 
 @dataclass(frozen=True)
@@ -126,13 +124,15 @@ class _Join:
         """Write what the patch owns of its own file, and count the rest."""
         kept = foreign = 0
         dropped = dict.fromkeys(RULES, 0)
-        filled = {hole.patch_id: 0 for hole in self.ownership.holes}
+        filled = dict.fromkeys(self.ownership.holes, 0)
         for rows in iter_rows(header, self.sh_degree, self.chunk_rows):
             mine, fills = self.ownership.owned(patch_id, rows[:, :3])
             for mask in fills.values():
                 mine |= mask
+            masks = self.cleaning.dropped(rows)
+            mine |= masks[NOT_FINITE]  # a place that is no number lies in no core; count it here
             foreign += len(rows) - int(mine.sum())
-            for rule, mask in self.cleaning.dropped(rows).items():
+            for rule, mask in masks.items():
                 dropped[rule] += int((mask & mine).sum())
                 mine &= ~mask
             for hole, mask in fills.items():
