@@ -17,7 +17,7 @@ from splatpipe.failures.classes import FailureClass
 
 Kind = Literal["error", "warn", "ignore"]
 When = Literal["", "start", "early", "late", "collapsing"]
-EndedBy = Literal["", "silence", "wall", "stop"]
+EndedBy = Literal["", "silence", "wall", "stop", "guard"]
 
 CONTEXT_LINES = 40  # how far before a line its traceback is searched
 COLLAPSING_SHARE = 0.5  # relocated share of a refinement that announces the end (trainers.md, D)
@@ -245,7 +245,7 @@ def traceback_line(lines: Sequence[str]) -> str:
     """The exception line that ends the last Python traceback; empty if there is none."""
     found, inside = "", False
     for line in lines:
-        if line.startswith("Traceback (most recent call last)"):
+        if "Traceback (most recent call last)" in line:
             inside = True
         elif inside and not line.startswith((" ", "\t")):
             found, inside = line, False

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import AttemptLayout, PatchLayout
@@ -127,4 +127,36 @@ class Trainer(Protocol):
 
     def parse_line(self, line: str) -> dict[str, Any] | None:
         """An event for one line of the child's output, or None. Our own child writes events itself."""
+        ...
+
+
+class CollectProblem(Exception):
+    """What a finished child left is no result: the class of the failure and one sentence."""
+
+    def __init__(self, failure: FailureClass, sentence: str) -> None:
+        super().__init__(sentence)
+        self.failure = failure
+
+
+class Attendant(Protocol):
+    """Reads one attempt of a program that is not ours; it may remember lines between calls."""
+
+    def read_line(self, line: str) -> Sequence[dict[str, Any]]:
+        """The events (docs/contracts.md) of one line of output. An `error` among them ends the child."""
+        ...
+
+    def collect(self) -> Sequence[dict[str, Any]]:
+        """After the child's end: make `files.splat` of what it left; `done` is the last event returned.
+
+        Raises CollectProblem when that is no result.
+        """
+        ...
+
+
+@runtime_checkable
+class AttendedTrainer(Trainer, Protocol):
+    """A trainer whose child neither writes events nor `splat.ply`; the supervisor records its events."""
+
+    def attend(self, request: TrainRequest) -> Attendant:
+        """An attendant for one start of `request`; SplatpipeError when its data set cannot be read."""
         ...

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from splatpipe.trainers.base import Command, TrainerInfo, TrainRequest
+from splatpipe.trainers.devices import visible_devices
 
 
 class GsplatTrainer:
@@ -29,16 +30,8 @@ class GsplatTrainer:
 
     def command(self, request: TrainRequest) -> Command:
         """The child for `request`; on CUDA it sees one device only, so that its ordinal is always 0."""
-        env = dict(os.environ)
-        if request.device.startswith("cuda"):
-            visible = env.get("CUDA_VISIBLE_DEVICES", "")
-            devices = visible.split(",") if visible else []
-            index = int(request.device.partition(":")[2] or 0)
-            env["CUDA_VISIBLE_DEVICES"] = devices[index] if devices else str(index)
-        else:
-            env["CUDA_VISIBLE_DEVICES"] = ""
         argv = (sys.executable, "-m", "splatpipe.trainers.gsplat_child", str(request.files.request))
-        return Command(argv=argv, env=env)
+        return Command(argv=argv, env=visible_devices(request.device, os.environ))
 
     def parse_line(self, line: str) -> dict[str, Any] | None:
         return None

@@ -18,6 +18,7 @@ class Progress:
     start: dict[str, Any] | None = None
     done: dict[str, Any] | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     blind_cameras: list[str] = field(default_factory=list)
     health: dict[str, Any] = field(default_factory=dict)
 
@@ -41,6 +42,8 @@ class Progress:
                 self._refine(event)
             case "eval":
                 self._keep(event, "psnr", "ssim", "views")
+            case "warning":
+                self.warnings.append(str(event.get("message")))
             case "error":
                 self.errors.append(event)
             case "done":

@@ -16,11 +16,11 @@ from splatpipe.failures.classes import FailureClass
 from splatpipe.failures.classify import EndedBy, Evidence, classify, default_catalogue, warnings
 from splatpipe.files import write_json
 from splatpipe.layout import AttemptLayout
-from splatpipe.trainers.base import Attempt, Command, Trainer, TrainRequest
+from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
 from splatpipe.trainers.output import NonFiniteSplat, check_splat
 from splatpipe.trainers.process import RECORD, ChildProcess, end_recorded, kernel_oom_kills, memory_limit
 from splatpipe.trainers.progress import Progress
-from splatpipe.trainers.tail import BoundedLog, EventTail, LineMemory, LineSplitter
+from splatpipe.trainers.tail import BoundedLog, EventTail, LineMemory, LineSplitter, append_event
 
 POLL_S = 0.1
 SAMPLE_S = 0.5
@@ -41,14 +41,16 @@ def run_attempt(trainer: Trainer, request: TrainRequest, *, on_event: OnEvent, s
     """
     started = time.time()
     try:
+        attendant = trainer.attend(request) if isinstance(trainer, AttendedTrainer) else None
         child = _start(trainer, request)
     except SplatpipeError as error:
         return _never_started(request, started, error)
-    watch = Watch(child, trainer, request, on_event, stop)
+    watch = Watch(child, trainer, request, on_event, stop, attendant)
     try:
         watch.run()
     finally:
         watch.finish()
+    watch.collect()
     return judge(request, watch, started, time.time())
 
 
@@ -100,7 +102,13 @@ class Watch:
     """The time between a child's start and its end."""
 
     def __init__(
-        self, child: ChildProcess, trainer: Trainer, request: TrainRequest, on_event: OnEvent, stop: threading.Event
+        self,
+        child: ChildProcess,
+        trainer: Trainer,
+        request: TrainRequest,
+        on_event: OnEvent,
+        stop: threading.Event,
+        attendant: Attendant | None = None,
     ) -> None:
         self.progress = Progress()
         self.memory = LineMemory(default_catalogue().telling)
@@ -110,8 +118,12 @@ class Watch:
         self.child = child
         self._trainer, self._limits = trainer, request.limits
         self._on_event, self._stop = on_event, stop
+        self._files = request.files
         self._record = request.files.root / RECORD
         self._splitter = LineSplitter()
+        self.uncollected: OutputProblem | None = None
+        self._attendant = attendant
+        self._condemned = False
         self._events = EventTail(request.files.events)
         self._poll = select.poll()
         self._poll.register(child.output, select.POLLIN)
@@ -148,6 +160,19 @@ class Watch:
         if self.child.exit_status is not None:
             self._record.unlink(missing_ok=True)
 
+    def collect(self) -> None:
+        """Have an attendant make the splat of what the child left."""
+        if self._attendant is None or self.child.exit_status is None:
+            return
+        try:
+            for event in self._attendant.collect():
+                self._attended(event)
+        except CollectProblem as problem:
+            self.uncollected = OutputProblem(problem.failure, str(problem))
+        except OSError as error:
+            sentence = f"the splat cannot be written: {error.strerror or error}."
+            self.uncollected = OutputProblem(FailureClass.ENVIRONMENT, sentence)
+
     def _wait(self) -> None:
         if self.child.output_ended:
             time.sleep(POLL_S)
@@ -161,7 +186,7 @@ class Watch:
         always seen before it.
         """
         data = self.child.read()
-        events = self._events.read()
+        events = self._events.read() if self._attendant is None else []
         for event in events:
             self._event(event)
         self._lines(self._splitter.feed(data))
@@ -173,9 +198,18 @@ class Watch:
         self.log.write(lines)
         for line in lines:
             self.memory.add(line)
-            event = self._trainer.parse_line(line)
-            if event is not None:
-                self._event({"t": time.time(), **event})
+            if self._attendant is not None:
+                for event in self._attendant.read_line(line):
+                    self._attended(event)
+            elif parsed := self._trainer.parse_line(line):
+                self._event({"t": time.time(), **parsed})
+
+    def _attended(self, event: dict[str, Any]) -> None:
+        """An event of an attendant: recorded here, because the child cannot, and an error ends the child."""
+        self._condemned = self._condemned or event["event"] == "error"
+        event = {"t": round(time.time(), 3), **event}
+        append_event(self._files.events, event)
+        self._event(event)
 
     def _event(self, event: dict[str, Any]) -> None:
         self.progress.add(event)
@@ -202,6 +236,8 @@ class Watch:
     def _reason_to_end(self, now: float) -> EndedBy:
         if self._stop.is_set():
             return "stop"
+        if self._condemned:
+            return "guard"
         if self._limits.wall_s and now - self._begun > self._limits.wall_s:
             return "wall"
         silence = self._limits.silence_s if self.progress.stepped else self._limits.startup_silence_s
@@ -235,9 +271,9 @@ def _output_problem(request: TrainRequest, progress: Progress) -> OutputProblem 
 
 def judge(request: TrainRequest, watch: Watch, started: float, ended: float) -> Attempt:
     """Success only with a `done` event and a whole, finite splat; else the class of the failure."""
-    problem = _output_problem(request, watch.progress)
+    problem = watch.uncollected or _output_problem(request, watch.progress)
     status, lines = watch.child.exit_status, watch.memory.lines
-    notes = [*warnings(lines), *([watch.log.problem] if watch.log.problem else [])]
+    notes = [*warnings(lines), *watch.progress.warnings, *([watch.log.problem] if watch.log.problem else [])]
     if problem is None and status != 0:
         notes.append(f"the child left with status {status} after its splat was whole")
     verdict = None

@@ -73,6 +73,12 @@ class EventTail:
         return [event for event in map(_event, whole) if event is not None]
 
 
+def append_event(path: Path, event: dict[str, Any]) -> None:
+    """Record an event of a child that writes none itself; a full disk must not end the attempt."""
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(event) + "\n")
+
+
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line.decode("utf-8", "replace"))
