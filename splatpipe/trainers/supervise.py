@@ -65,18 +65,22 @@ def recover(trainer: Trainer, request: TrainRequest) -> Attempt | None:
     progress = Progress()
     for event in EventTail(files.events, from_start=True).read():
         progress.add(event)
-    try:
-        for line in files.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            parsed = trainer.parse_line(line)
-            if parsed is not None:
-                progress.add(parsed)
-        written = files.splat.stat().st_mtime
-    except OSError:
-        return None
+    for line in _lines_of(files):
+        parsed = trainer.parse_line(line)
+        if parsed is not None:
+            progress.add(parsed)
     if _output_problem(request, progress) is not None:
         return None
+    written = files.splat.stat().st_mtime
     started = float((progress.start or {}).get("t", written))
     return _attempt(request, progress, started, written, exit_status=None, warnings=("recovered from its files",))
+
+
+def _lines_of(files: AttemptLayout) -> list[str]:
+    try:
+        return files.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _start(trainer: Trainer, request: TrainRequest) -> ChildProcess:
