@@ -79,7 +79,7 @@ def ensure_venv(venv: Path) -> Path:
             f"{base} cannot create an environment; on Debian and Ubuntu, install its python3-venv package "
             f"({(done.stderr or done.stdout).strip()[-200:]})"
         )
-    pip(python, "install", "--quiet", "--upgrade", "pip")
+    pip(python, "install", "-qq", "--upgrade", "pip")
     return python
 
 
@@ -106,14 +106,14 @@ def install_torch(python: Path, gpu: bool) -> None:
         return
     print(f"bootstrap: installing torch {version} ({'CUDA' if gpu else 'CPU'} build)", flush=True)
     if gpu or sys.platform != "linux":  # elsewhere the default build has no CUDA in it
-        pip(python, "install", "--quiet", "-c", str(CONSTRAINTS), f"torch=={version}")
+        pip(python, "install", "-qq", "-c", str(CONSTRAINTS), f"torch=={version}")
         return
     index = os.environ.get("TORCH_INDEX_URL")
     if index:
-        pip(python, "install", "--quiet", "--index-url", index, f"torch=={version}")
+        pip(python, "install", "-qq", "--index-url", index, f"torch=={version}")
         return
     # CPU builds carry the local version +cpu; pip finds one only where it was configured to.
-    if pip(python, "install", "--quiet", "-c", str(CONSTRAINTS), f"torch=={version}+cpu", check=False):
+    if pip(python, "install", "-qq", "-c", str(CONSTRAINTS), f"torch=={version}+cpu", check=False):
         return
     install_cpu_torch_with_uv(python, version)
 
@@ -127,7 +127,7 @@ def torch_in(python: Path) -> str:
 
 def install_cpu_torch_with_uv(python: Path, version: str) -> None:
     """uv knows where PyTorch keeps its CPU builds."""
-    pip(python, "install", "--quiet", "uv")
+    pip(python, "install", "-qq", "uv")
     command = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "--torch-backend", "cpu"]
     if subprocess.run([*command, f"torch=={version}"], check=False).returncode != 0:
         raise BootstrapError(
@@ -140,7 +140,7 @@ def install_splatpipe(python: Path, extras: list[str]) -> None:
     """splatpipe itself, editable, with the tested versions of what it needs."""
     target = str(ROOT) + (f"[{','.join(extras)}]" if extras else "")
     print(f"bootstrap: installing splatpipe{target[len(str(ROOT)) :]}", flush=True)
-    pip(python, "install", "--quiet", "-c", str(CONSTRAINTS), "-e", target)
+    pip(python, "install", "-qq", "-c", str(CONSTRAINTS), "-e", target)
 
 
 if __name__ == "__main__":
