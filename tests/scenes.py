@@ -92,7 +92,7 @@ def _aerial(n_cameras: int, n_points: int, rng: np.random.Generator) -> tuple[ND
     grid = [(i % columns, i // columns) for i in range(n_cameras)]
     places = (np.array(grid, float) + 0.5) / columns * 10 - 5
     places += rng.normal(0, 0.05, places.shape)
-    return points, np.stack([look_at((x, y, 4), (x * 0.9, y * 0.9, 0), up=(0, 1, 0)) for x, y in places])
+    return points, np.stack([look_at((x, y, 6), (x * 0.9, y * 0.9, 0), up=(0, 1, 0)) for x, y in places])
 
 
 def _object(n_cameras: int, n_points: int, rng: np.random.Generator) -> tuple[NDArray, NDArray]:

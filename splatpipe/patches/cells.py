@@ -77,11 +77,12 @@ def _halve(
 ) -> list[tuple[Cell, int]] | None:
     """Both sides of the best cut with the pieces each is to become, or None if all that is seen is one place."""
     weights = 1.0 / np.bincount(cell.rows, minlength=len(cell.cameras))  # every camera counts the same
-    load = np.bincount(cell.points, weights=weights[cell.rows], minlength=len(positions))
+    load = np.bincount(cell.points, weights=weights[cell.rows], minlength=len(positions)).astype(np.float64)
     seen = np.flatnonzero(load)
-    sides = {axis: _side(positions[seen][:, axis], load[seen]) for axis in GROUND_AXES}
+    load, places = load[seen], positions[seen].T
+    sides = {axis: _side(places[axis], load) for axis in GROUND_AXES}
     for axis in sorted(sides, key=lambda axis: -round(sides[axis] / (max(sides.values()) or 1.0), 6)):
-        at = _cut_position(positions[seen][:, axis], load[seen], sides[axis], pieces, len(cell.cameras), settings)
+        at = _cut_position(places[axis], load, sides[axis], pieces, len(cell.cameras), settings)
         if at is None:
             continue
         goes_left = _home_left(cell, positions[cell.points, axis] < at, pieces, settings)

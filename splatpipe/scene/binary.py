@@ -130,7 +130,8 @@ def read_images(path: Path) -> tuple[Any, ...]:
     table = np.array(heads, np.float64).reshape(-1, 9)
     observations = np.concatenate(views) if views else np.empty(0, OBSERVATION)
     rows = np.repeat(np.arange(len(views), dtype=np.int32), [len(view) for view in views])
-    xy = np.stack([observations["x"], observations["y"]], axis=1).astype(np.float32)
+    with np.errstate(over="ignore"):
+        xy = np.stack([observations["x"], observations["y"]], axis=1).astype(np.float32)
     ids, camera_ids = table[:, 0].astype(np.int64), table[:, 8].astype(np.int64)
     return ids, tuple(names), camera_ids, table[:, 1:5], table[:, 5:8], rows, observations["point"].copy(), xy
 
@@ -160,15 +161,13 @@ def _record_starts(cursor: _Cursor, n: int) -> NDArray[np.int64]:
     length_of = struct.Struct("<Q").unpack_from
     head, element = POINT.itemsize, TRACK_ELEMENT.itemsize
     for i in range(n):
-        starts[i] = at
-        if at + head > size:
-            break
-        at += head + element * length_of(data, at + head - 8)[0]
-    if at > size or (n and starts[n - 1] + head > size):
-        raise SceneError(
-            f"{cursor.path} is truncated or damaged: it announces {n:,} points, but its {size:,} bytes end inside "
-            f"point number {i + 1:,}; copy the file again or export the model again"
-        )
+        end = at + head + element * length_of(data, at + head - 8)[0] if at + head <= size else size + 1
+        if end > size:
+            raise SceneError(
+                f"{cursor.path} is truncated or damaged: it announces {n:,} points, but its {size:,} bytes end inside "
+                f"point number {i + 1:,}; copy the file again or export the model again"
+            )
+        starts[i], at = at, end
     cursor.at = at
     cursor.finish()
     return starts
@@ -184,7 +183,7 @@ def write_binary(folder: Path, model: Model) -> None:
     with atomic_path(folder / "images.bin") as path:
         path.write_bytes(_images_bytes(model, starts))
     with atomic_path(folder / "points3D.bin") as path:
-        path.write_bytes(memoryview(_points_bytes(model, starts)))
+        path.write_bytes(_points_bytes(model, starts).data)
 
 
 def _cameras_bytes(cameras: Sequence[Intrinsics]) -> bytes:

@@ -153,7 +153,7 @@ def assemble(model: Model, model_dir: Path, image_dir: Path) -> tuple[Scene, lis
     viewmats = np.tile(np.eye(4), (len(model.names), 1, 1))
     viewmats[:, :3, :3] = Rotation.from_quat(model.quats, scalar_first=True).as_matrix()
     viewmats[:, :3, 3] = model.translations
-    finite = np.isfinite(model.points).all(axis=1)
+    finite = np.asarray(np.isfinite(model.points).all(axis=1))
     point_ids = model.point_ids[finite]
     offsets, cameras, xy, dangling = _tracks(model, point_ids)
     scene = Scene(
@@ -174,7 +174,7 @@ def assemble(model: Model, model_dir: Path, image_dir: Path) -> tuple[Scene, lis
         track_cameras=cameras,
         track_xy=xy,
     )
-    return scene, _point_findings(int((~finite).sum()), dangling, len(finite))
+    return scene, _point_findings(int((~finite).sum()), dangling, len(model.points))
 
 
 def _tracks(

@@ -64,7 +64,7 @@ def _key(scene: Scene) -> str:
     )
     arrays += (scene.track_offsets, scene.track_cameras, scene.track_xy)
     for array in arrays:
-        digest.update(memoryview(np.ascontiguousarray(array)))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
