@@ -135,8 +135,9 @@ def _parse_row(row: Mapping[str, Any], where: str) -> Row:
     if unknown := sorted(set(row) - known):
         raise ConfigError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}.")
     kind, when = row.get("kind", "error"), row.get("when", "")
-    if kind not in get_args(Kind) or when not in get_args(When):
-        raise ConfigError(f"{where}: 'kind' is one of {get_args(Kind)}, 'when' one of {get_args(When)}.")
+    for name, value, choices in (("kind", kind, get_args(Kind)), ("when", when, get_args(When))):
+        if value not in choices:
+            raise ConfigError(f"{where}: '{name}' is one of {', '.join(filter(None, choices))}, not '{value}'.")
     try:
         failure = FailureClass(row["class"]) if kind == "error" else None
         pattern = re.compile(row["pattern"], re.IGNORECASE)

@@ -1,0 +1,236 @@
+"""Which attempt follows which failure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from splatpipe.failures.classes import FailureClass
+from splatpipe.layout import RunLayout
+from splatpipe.policy.ladder import Decision, RetrySettings, next_request
+from splatpipe.scene.arrays import Similarity
+from splatpipe.splatting.settings import TrainSettings
+from splatpipe.trainers.base import Attempt, TrainRequest
+
+RUN = RunLayout(Path("run"))
+FIRST = TrainRequest(
+    patch_id="p007",
+    attempt=1,
+    trainer="gsplat",
+    device="cpu",
+    dataset=RUN.patch("p007").root,
+    out=RUN.attempt("p007", 1).root,
+    similarity=Similarity(1.0, (0.0, 0.0, 0.0)),
+    init_scaling=0.1,
+    settings=TrainSettings(scale_schedule=False),
+)
+SETTINGS = RetrySettings()
+MEMORY = ["oom_device", "oom_raster", "int_overflow"]
+
+
+def ended(request: TrainRequest, failure: str | None, **health: Any) -> Attempt:
+    name = FailureClass(failure) if failure else None
+    return Attempt(request, 0.0, 1.0, 1, name, f"a line of {failure}", 20, 50, 0, 0, None, health)
+
+
+def story(
+    *failures: str, settings: RetrySettings = SETTINGS, first: TrainRequest = FIRST, **health: Any
+) -> list[Decision]:
+    """The decisions when the attempts fail one after the other like this."""
+    history: list[Attempt] = []
+    decisions = []
+    request: TrainRequest | None = first
+    for failure in failures:
+        assert request is not None, f"gave up before {failure}: {decisions[-1].reason}"
+        history.append(ended(request, failure, **health))
+        decisions.append(next_request(first, history, settings))
+        request = decisions[-1].request
+    return decisions
+
+
+def rungs(decisions: list[Decision]) -> list[float | None]:
+    return [decision.request.init_scaling if decision.request else None for decision in decisions]
+
+
+def remedies(decisions: list[Decision]) -> list[str | None]:
+    return [decision.remedy for decision in decisions]
+
+
+def test_the_first_attempt_is_the_request_itself_and_a_trained_patch_needs_none() -> None:
+    assert next_request(FIRST, [], SETTINGS).request == FIRST
+    decision = next_request(FIRST, [ended(FIRST, None)], SETTINGS)
+    assert (decision.request, decision.stop_run) == (None, False)
+
+
+def test_launch_failures_climb_the_rungs_and_never_past_the_last() -> None:
+    decisions = story(*["launch_config"] * 4)
+    assert rungs(decisions) == [0.2, 0.3, 0.4, None]
+    assert "no remedy is left after 4 attempts" in decisions[-1].reason
+    assert "init_scaling 0.1 -> 0.2" in decisions[0].reason
+    assert "a line of launch_config" in decisions[0].reason
+
+
+def test_blind_cameras_are_dropped_first_and_stay_dropped() -> None:
+    decisions = story("launch_config", "launch_config", blind_cameras=["b.jpg", "a.jpg"])
+    assert remedies(decisions) == ["drop_blind_cameras", "next_rung"]
+    assert all(d.request and d.request.skip_cameras == ("a.jpg", "b.jpg") for d in decisions)
+    assert rungs(decisions) == [0.1, 0.2]
+
+
+def test_the_other_trainer_comes_last_and_only_where_there_is_one() -> None:
+    history, request = [], FIRST
+    for value in (0.1, 0.2, 0.3, 0.4):
+        request = replace(request, init_scaling=value)
+        history.append(ended(request, "launch_config"))
+    decision = next_request(FIRST, history, SETTINGS, lambda r: replace(r, trainer="lichtfeld", init_scaling=0.02))
+    assert decision.remedy == "other_trainer"
+    assert decision.request is not None
+    assert (decision.request.trainer, decision.request.init_scaling) == ("lichtfeld", 0.02)
+
+
+def test_a_collapse_gets_visible_only_steps_then_softer_opacity() -> None:
+    decisions = story("mcmc_collapse", "mcmc_collapse", "mcmc_collapse", "mcmc_collapse")
+    assert remedies(decisions) == ["visible_only", "softer_opacity", "softer_opacity", "next_rung"]
+    third = decisions[2].request
+    assert third is not None
+    assert third.settings.visible_only
+    assert third.settings.opacities_lr == pytest.approx(0.05 / 4)
+    assert third.settings.opacity_reg == pytest.approx(0.01 / 25)
+    assert third.settings.scale_reg == pytest.approx(0.01 / 25)
+
+
+def test_an_explosion_steps_down_between_the_last_two_rungs() -> None:
+    decisions = story("launch_config", "launch_config", "explosion", "explosion")
+    assert rungs(decisions) == [0.2, 0.3, 0.25, 0.25]
+    assert remedies(decisions)[2:] == ["step_down", "lower_means_lr"]
+    last = decisions[3].request
+    assert last is not None
+    assert last.settings.means_lr == pytest.approx(0.8e-4)
+
+
+def test_an_explosion_on_the_first_rung_halves_it() -> None:
+    assert rungs(story("nan_divergence")) == [0.05]
+
+
+def test_a_rung_that_exploded_is_never_climbed_to_again() -> None:
+    high = replace(FIRST, init_scaling=0.3)
+    decisions = story("explosion", "launch_config", first=high)
+    assert rungs(decisions) == [0.25, None]
+
+
+@pytest.mark.parametrize("failure", MEMORY)
+def test_what_ran_out_of_memory_gets_smaller_and_only_smaller(failure: str) -> None:
+    decisions = story(*[failure] * 5)
+    assert remedies(decisions) == ["smaller_images", "lower_cap", "smaller_init", "smaller_images", "lower_cap"]
+    last = decisions[-1].request
+    assert last is not None
+    assert (last.settings.downscale, last.init_scaling) == (4.0, 0.05)
+    assert last.settings.max_cap == pytest.approx(1_000_000 * 4 / 9, rel=1e-5)
+
+
+def test_what_ran_out_of_memory_once_is_not_given_larger_gaussians_by_another_class() -> None:
+    assert remedies(story("oom_device", "launch_config")) == ["smaller_images", None]
+
+
+def test_images_and_cap_have_a_floor() -> None:
+    small = replace(FIRST, settings=replace(FIRST.settings, downscale=8.0, max_cap=10_000))
+    assert remedies(story("oom_device", first=small)) == ["smaller_init"]
+
+
+@pytest.mark.parametrize("failure", ["illegal_access", "hang", "killed"])
+def test_what_may_be_chance_is_tried_once_unchanged_and_then_treated_as_memory(failure: str) -> None:
+    decisions = story(failure, failure, failure)
+    assert remedies(decisions) == ["unchanged", "smaller_images", "lower_cap"]
+    again = decisions[0].request
+    assert again == replace(FIRST, attempt=2, out=RUN.attempt("p007", 2).root)
+
+
+def test_a_time_limit_is_not_answered_with_the_same_request() -> None:
+    assert remedies(story("hang", ended_by="wall")) == ["smaller_images"]
+
+
+def test_each_class_has_its_own_second_chance() -> None:
+    assert remedies(story("hang", "killed", "hang")) == ["unchanged", "unchanged", "smaller_images"]
+
+
+def test_host_memory_gets_one_smaller_try_and_a_sentence() -> None:
+    decisions = story("host_oom", "host_oom")
+    assert remedies(decisions) == ["smaller_images", None]
+    assert "no remedy is left" in decisions[-1].reason
+
+
+def test_a_missing_export_and_an_unknown_crash_get_few_tries() -> None:
+    assert remedies(story("export_missing", "export_missing")) == ["unchanged", None]
+    assert remedies(story("unknown", "unknown", "unknown")) == ["unchanged", "next_rung", None]
+
+
+@pytest.mark.parametrize("failure", ["data_error", "config_error"])
+def test_what_no_retry_can_cure_ends_the_patch_and_not_the_run(failure: str) -> None:
+    decision = story(failure)[0]
+    assert (decision.request, decision.stop_run) == (None, False)
+    assert f"a line of {failure}" in decision.reason
+
+
+def test_a_broken_machine_stops_the_run() -> None:
+    decision = story("environment")[0]
+    assert (decision.request, decision.stop_run) == (None, True)
+
+
+def test_an_interruption_costs_no_attempt_and_resumes_in_place() -> None:
+    settings = RetrySettings(max_attempts=2)
+    decisions = story("launch_config", "interrupted", "interrupted", settings=settings)
+    assert rungs(decisions) == [0.2, 0.2, 0.2]
+    assert [d.request.attempt for d in decisions if d.request] == [2, 2, 2]
+    assert next_request(FIRST, [ended(FIRST, "interrupted")] * 20, settings).request is None
+
+
+def test_attempts_are_limited_whatever_remedies_are_left() -> None:
+    decisions = story("launch_config", "launch_config", settings=RetrySettings(max_attempts=2))
+    assert rungs(decisions) == [0.2, None]
+    assert "gave up after 2 attempts" in decisions[-1].reason
+
+
+def test_a_run_that_moved_goes_on_in_its_new_place() -> None:
+    moved = RunLayout(Path("elsewhere"))
+    first = replace(FIRST, dataset=moved.patch("p007").root, out=moved.attempt("p007", 1).root, device="cuda:1")
+    for failure, number in (("launch_config", 2), ("interrupted", 1)):
+        request = next_request(first, [ended(FIRST, failure)], SETTINGS).request
+        assert request is not None
+        assert (request.out, request.device) == (moved.attempt("p007", number).root, "cuda:1")
+        assert request.dataset == moved.patch("p007").root
+
+
+def test_remedies_and_rungs_are_settings() -> None:
+    adapter = TypeAdapter(RetrySettings)
+    settings = adapter.validate_python({"launch_config": ["lower_cap"], "rungs": [0.1, 0.5]})
+    assert remedies(story("launch_config", settings=settings)) == ["lower_cap"]
+    assert rungs(story("unknown", "unknown", settings=settings)) == [0.1, 0.5]
+    for wrong in ({"launch_config": ["pray"]}, {"max_attemps": 3}, {"rungs": [0]}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(wrong)
+
+
+@given(
+    st.lists(st.sampled_from(sorted(FailureClass)), min_size=1, max_size=12), st.sampled_from([0.05, 0.1, 0.25, 0.4])
+)
+def test_no_story_of_failures_breaks_the_bounds(failures: list[str], start: float) -> None:
+    history: list[Attempt] = []
+    first = replace(FIRST, init_scaling=start)
+    for failure in failures:
+        decision = next_request(first, history, SETTINGS)
+        if decision.request is None:
+            break
+        request = decision.request
+        assert request.init_scaling <= 0.4
+        starved = [a.request.init_scaling for a in history if a.failure in MEMORY]
+        assert all(request.init_scaling <= value for value in starved)
+        history.append(ended(request, failure))
+    assert sum(a.failure != "interrupted" for a in history) <= SETTINGS.max_attempts
+    numbers = [a.request.attempt for a in history if a.failure != "interrupted"]
+    assert numbers == sorted(set(numbers))
