@@ -39,7 +39,8 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default SCENE/splatpipe/default.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Settings file; default splat_config.yml beside the scene or here.")
+    Path | None,
+    typer.Option("--config", "-c", help="Settings file; default splat_config.yml beside the scene or here."),
 ]
 Images = Annotated[str | None, typer.Option("--images", help="Image folder below the scene, e.g. images_4.")]
 Retrain = Annotated[str | None, typer.Option("--retrain", help="Train these patches anew: p003,p007 or all.")]

@@ -107,13 +107,21 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         data = _read_yaml(path, sources, problems)
     for override in overrides:
         _apply_override(data, override, sources, problems)
-    problems += _unknown_keys(data, sources)
-    config = None
+    return _validated(data, sources, problems)
+
+
+def config_from_dict(data: dict[str, Any], origin: str) -> Config:
+    """Settings that `Config.to_dict` gave, read back from `origin`. Raises `ConfigError`."""
+    return _validated(data, {(section,): _Source(origin) for section in data}, [])
+
+
+def _validated(data: dict[str, Any], sources: Mapping[tuple[str, ...], _Source], problems: list[str]) -> Config:
+    problems = problems + _unknown_keys(data, sources)
     try:
         config = TypeAdapter(Config).validate_python(data)
     except ValidationError as error:
         problems += [_explain(e, sources) for e in error.errors() if e["type"] not in _UNKNOWN_KEY]
-    if problems or config is None:
+    if problems:
         raise ConfigError("\n".join(problems))
     return config
 

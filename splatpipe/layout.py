@@ -96,6 +96,10 @@ class RunLayout:
     def merged_splat(self) -> Path:
         return self.merged / "splat.ply"
 
+    def holdout_picture(self, image: str) -> Path:
+        """A render of the merged splat beside the hold-out photograph `image` (a name in the scene)."""
+        return (self.merged / "holdout" / image).with_suffix(".png")
+
     @property
     def report(self) -> Path:
         return self.root / "report" / "index.html"

@@ -16,14 +16,15 @@ LINE_EVERY_S = 60.0
 class RunProgress:
     """Steps of all patches of a run. Methods may be called from several threads; prints to stderr."""
 
-    def __init__(self, total_steps: int, patches: int) -> None:
+    def __init__(self, steps: Mapping[str, int]) -> None:
+        """`steps`: patch id to the number of its steps."""
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
-        self._total, self._patches = total_steps, patches
+        self._planned, self._total = dict(steps), sum(steps.values())
         self._steps: dict[str, int] = {}  # patch -> finished steps of its present attempt
         self._first: dict[str, int] = {}  # patch -> steps it had when this process first heard of it
         self._started = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True, disable=not self._terminal)
+        self._bar = tqdm(total=self._total, unit="step", dynamic_ncols=True, disable=not self._terminal)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -49,10 +50,10 @@ class RunProgress:
                 self._set(patch_id, int(event["step"]))
                 self._show(patch_id, event)
 
-    def finished(self, patch_id: str, total_steps: int) -> None:
+    def finished(self, patch_id: str) -> None:
         """The patch needs no more steps, whether it trained or not."""
         with self._lock:
-            self._set(patch_id, total_steps)
+            self._set(patch_id, self._planned.get(patch_id, 0))
 
     def close(self) -> None:
         self._bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import sys
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import yaml
 from filelock import FileLock, Timeout
@@ -21,6 +23,7 @@ from splatpipe.config import Config
 from splatpipe.errors import EnvironmentProblem, RunFolderError
 from splatpipe.files import read_json, write_json, write_text
 from splatpipe.layout import RunLayout
+from splatpipe.scene.arrays import Scene
 
 RESULT_SECTIONS = ("scene", "patching", "init_scaling", "training")  # what a trained patch depends on
 RETRAINABLE = ("init_scaling", "training")  # of these, what --retrain can change in a folder
@@ -37,7 +40,9 @@ def locked(layout: RunLayout) -> Iterator[None]:
         lock = FileLock(layout.lock)
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunFolderError(f"{layout.root} is in use by another run ({_owner(owner_file)}); wait or stop it") from None
+        raise RunFolderError(
+            f"{layout.root} is in use by another run ({_owner(owner_file)}); wait or stop it"
+        ) from None
     except OSError as error:
         raise EnvironmentProblem(f"cannot write to the run folder {layout.root}: {error.strerror or error}") from error
     try:
@@ -59,27 +64,43 @@ def read_run(layout: RunLayout) -> dict[str, Any]:
         raise RunFolderError(f"{layout.run_yml} cannot be read ({error}); delete the folder and run again") from error
 
 
-def record_run(layout: RunLayout, scene: Path, config: Config, retrain: bool) -> None:
-    """Write run.yml, or check that the folder's patches fit `scene` and `config`.
+def record_run(layout: RunLayout, path: Path, scene: Scene, config: Config, retrain: bool) -> None:
+    """Write run.yml, or check that the folder's patches fit the scene at `path` and `config`.
 
     Raises `RunFolderError` that lists the settings that differ when they do not.
     """
+    model = fingerprint(scene)
     if layout.run_yml.exists():
-        _check_same(layout, read_run(layout), scene, config, retrain)
+        _check_same(layout, read_run(layout), path, model, config, retrain)
     run = {
-        "scene": str(scene),
+        "scene": str(path),
+        "model": model,
         "settings_hash": config.hash(),
         "command": sys.argv,
         "started": _now(),
-        "versions": _versions(),
+        "versions": library_versions(),
         "settings": config.to_dict(),
     }
     write_text(layout.run_yml, yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
 
 
-def _check_same(layout: RunLayout, before: dict[str, Any], scene: Path, config: Config, retrain: bool) -> None:
-    if before["scene"] != scene:
+def fingerprint(scene: Scene) -> str:
+    """Sixteen hex digits that identify the model: names, intrinsics, poses, points."""
+    digest = hashlib.sha256(repr((scene.names, scene.intrinsics)).encode("utf-8", "surrogateescape"))
+    for array in (scene.viewmats, scene.Ks, scene.points):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_same(
+    layout: RunLayout, before: dict[str, Any], path: Path, model: str, config: Config, retrain: bool
+) -> None:
+    if before["scene"] != path:
         raise RunFolderError(f"{layout.root} belongs to the scene {before['scene']}; choose another folder with --out")
+    if before.get("model") != model:
+        raise RunFolderError(
+            f"the model of {path} is not the one that {layout.root} was made from; choose another folder with --out"
+        )
     allowed = RETRAINABLE if retrain else ()
     now = config.to_dict()
     changed = [
@@ -110,7 +131,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     found = {"splatpipe": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -24,7 +24,9 @@ _STYLES = {
 
 def status_table(status: Mapping[str, Any]) -> RenderableType:
     """A run's patches, one row each, and its merged splat."""
-    table = _table("patch", ">cameras", ">points", ">extent", ">init_scaling", ">attempts", "class", "outcome", ">PSNR", ">time")
+    table = _table(
+        "patch", ">cameras", ">points", ">extent", ">init_scaling", ">attempts", "class", "outcome", ">PSNR", ">time"
+    )
     for patch in status["patches"]:
         attempts = patch["attempts"]
         classes = [a["class"] for a in attempts if a["class"]]
@@ -91,7 +93,9 @@ def duration(seconds: float) -> str:
 def _merged_line(merged: Mapping[str, Any]) -> str:
     if not merged["path"]:
         return "not merged yet"
-    quality = f", hold-out PSNR {merged['psnr']:.2f} dB, SSIM {merged['ssim']:.4f}" if merged["psnr"] is not None else ""
+    quality = (
+        f", hold-out PSNR {merged['psnr']:.2f} dB, SSIM {merged['ssim']:.4f}" if merged["psnr"] is not None else ""
+    )
     return f"merged: {escape(str(merged['path']))}, {merged['gaussians']} Gaussians{quality}"
 
 

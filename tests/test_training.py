@@ -42,7 +42,9 @@ class Events(list[dict[str, Any]]):
         return [e for e in self if e["event"] == kind]
 
 
-def training(scene_data: TrainingData, folder: Path, init_scaling: float = 0.5, **changes: Any) -> tuple[Training, Events]:
+def training(
+    scene_data: TrainingData, folder: Path, init_scaling: float = 0.5, **changes: Any
+) -> tuple[Training, Events]:
     events = Events()
     job = TrainingJob(replace(SETTINGS, **changes), init_scaling, "cpu", folder, 1 << 28)
     return Training(scene_data, job, events), events
@@ -150,6 +152,11 @@ def test_the_schedule_stretches_with_the_number_of_images() -> None:
     base = TrainSettings()
     assert base.scaled(300).iterations == base.scaled(20).iterations == 30_000
     long = base.scaled(600)
-    assert (long.iterations, long.refine_every, long.refine_stop, long.sh_degree_interval) == (60_000, 200, 50_000, 2000)
+    assert (long.iterations, long.refine_every, long.refine_stop, long.sh_degree_interval) == (
+        60_000,
+        200,
+        50_000,
+        2000,
+    )
     assert long.checkpoint_every == 2000
     assert long.scaled(600) == long

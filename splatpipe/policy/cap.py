@@ -25,6 +25,4 @@ def share_cap(sizes: Mapping[str, PatchSize], max_cap: int) -> dict[str, int]:
     mean_points = sum(s.points for s in sizes.values()) / max(len(sizes), 1) or 1.0
     demand = {name: (s.area / mean_area + s.points / mean_points) / 2 for name, s in sizes.items()}
     largest = max(demand.values(), default=1.0) or 1.0
-    return {
-        name: max(min(s.points, max_cap), round(max_cap * demand[name] / largest)) for name, s in sizes.items()
-    }
+    return {name: max(min(s.points, max_cap), round(max_cap * demand[name] / largest)) for name, s in sizes.items()}

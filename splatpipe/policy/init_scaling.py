@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from annotated_types import Gt, Le, MinLen
@@ -64,6 +64,9 @@ class FirstRung:
     by_extent: float
     by_preflight: float | None
     reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def first_rung(extents: Mapping[str, float], settings: InitScalingSettings) -> dict[str, RungChoice]:

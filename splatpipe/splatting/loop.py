@@ -101,7 +101,9 @@ def scene_scale(views: Views) -> float:
     return 1.1 * radius if radius > 1e-6 else 1.0
 
 
-def render(params: Params, view: View, *, sh_degree: int) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
+def render(
+    params: Params, view: View, *, sh_degree: int
+) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
     """Image (H, W, 3), rasteriser's meta, and the activated scales and opacities it was made from."""
     scales, opacities = torch.exp(params["scales"]), torch.sigmoid(params["opacities"])
     images, _, meta = rasterization(

@@ -48,9 +48,15 @@ class Progress:
                 self.errors.append(event)
             case "done":
                 self.done = event
+                self._keep_health(event.get("health") or {})
 
     def _keep(self, event: dict[str, Any], *names: str) -> None:
         self.health.update({name: event[name] for name in names if event.get(name) is not None})
+
+    def _keep_health(self, health: dict[str, Any]) -> None:
+        """The child's own summary, which also knows what happened before it was resumed."""
+        self.blind_cameras += [name for name in health.get("blind_cameras", ()) if name not in self.blind_cameras]
+        self.health.update({name: value for name, value in health.items() if name != "blind_cameras"})
 
     def _refine(self, event: dict[str, Any]) -> None:
         relocated, count = event.get("relocated"), event.get("gaussians")

@@ -1,0 +1,283 @@
+"""The stages of a run, in order: read, split, measure and decide, train, merge.
+
+Somebody who reads this file knows what the program does and where each part lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splatpipe.config import Config, config_from_dict, find_config, load_config
+from splatpipe.errors import ConfigError, Interrupted, RunFolderError
+from splatpipe.joining import Merged, join
+from splatpipe.layout import RunLayout
+from splatpipe.ledger import Ledger, Outcome
+from splatpipe.planning import Plan, make_plan, write_datasets
+from splatpipe.progress import RunProgress
+from splatpipe.runfolder import library_versions, locked, read_run, record_run
+from splatpipe.scene.arrays import Scene
+from splatpipe.scene.checks import check_scene
+from splatpipe.scene.colmap import SceneReading, read_scene
+from splatpipe.scene.undistort import needs_undistortion, undistort
+from splatpipe.trainers.base import Trainer
+from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
+from splatpipe.training import TrainingStage, reopen, settle, slots_for
+
+EXIT_OK, EXIT_SOME_FAILED, EXIT_ALL_FAILED = 0, 3, 4
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a command was asked to do, resolved."""
+
+    scene: Path
+    layout: RunLayout
+    config: Config
+    profile_folders: tuple[Path, ...]  # where lfs_configs/ is looked for
+    retrain: frozenset[str] = frozenset()
+
+    @classmethod
+    def resolve(
+        cls,
+        scene: Path,
+        out: Path | None,
+        config_file: Path | None,
+        overrides: Sequence[str],
+        images: str | None,
+        retrain: str | None,
+    ) -> RunOptions:
+        """From a command line. Raises `ConfigError`."""
+        scene = scene.expanduser().resolve()
+        path = config_file or find_config(scene)
+        config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])])
+        layout = RunLayout((out or scene / "splatpipe" / "default").expanduser().resolve())
+        folders = tuple(dict.fromkeys([path.resolve().parent if path else Path.cwd(), scene, Path.cwd(), _SOURCE]))
+        return cls(scene, layout, config, folders, _ids(retrain))
+
+    @classmethod
+    def of_run(cls, run_folder: Path, retrain: str | None) -> RunOptions:
+        """From a run folder. Raises `RunFolderError`, `ConfigError`."""
+        layout = RunLayout(run_folder.expanduser().resolve())
+        run = read_run(layout)
+        config = config_from_dict(run["settings"], str(layout.run_yml))
+        return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), _SOURCE), _ids(retrain))
+
+
+_SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
+
+
+def run(options: RunOptions, *, stop: threading.Event, merge: bool = True, trainer: Trainer | None = None) -> int:
+    """The main job. Gives back the exit code; what is trained already is not trained again.
+
+    Raises a `SplatpipeError` for what the user can cause, `Interrupted` when `stop` was set.
+    """
+    trainer = trainer or GsplatTrainer()
+    info = trainer.probe()
+    slots = slots_for(options.config, info)
+    with _prepared(options) as (plan, ledger):
+        _check_ids(options.retrain, plan)
+        for sentence in settle(ledger, trainer):
+            _say(sentence)
+        reopen(ledger, _named(options.retrain, plan))
+        waiting = [p for p in plan.patches if not _outcome(ledger, p.id).trained]
+        if waiting:
+            _train(waiting, options, ledger, trainer, slots, stop)
+        if stop.is_set():
+            raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
+        outcomes = {p.id: _outcome(ledger, p.id) for p in plan.patches}
+        if merge and any(outcome.trained for outcome in outcomes.values()):
+            _merge(plan, options, ledger, slots[0].device, fresh=bool(waiting))
+        return _exit_code(outcomes, ledger)
+
+
+def merge(options: RunOptions) -> int:
+    """Merge what is trained, again. Gives back the exit code."""
+    device = slots_for(options.config, GsplatTrainer().probe())[0].device
+    with _prepared(options) as (plan, ledger):
+        _merge(plan, options, ledger, device, fresh=True)
+        return _exit_code({p.id: _outcome(ledger, p.id) for p in plan.patches}, ledger)
+
+
+def split(options: RunOptions, *, dry_run: bool) -> dict[str, Any]:
+    """The plan of a run as data; written to the run folder unless `dry_run`."""
+    if dry_run:
+        return make_plan(_read(options).scene, options.config, options.profile_folders).to_json()
+    with _prepared(options) as (plan, _):
+        return plan.to_json() | {"run": str(options.layout.root)}
+
+
+def inspect(options: RunOptions) -> dict[str, Any]:
+    """Facts and findings about a scene; writes nothing."""
+    reading = _read(options)
+    scene = reading.scene
+    sizes = sorted({f"{w}x{h}" for w, h in scene.sizes.tolist()})
+    facts = {
+        "model": str(scene.model_dir),
+        "images": str(scene.image_dir),
+        "cameras": scene.n_cameras,
+        "points": scene.n_points,
+        "observations": len(scene.track_cameras),
+        "camera models": ", ".join(sorted({one.model for one in scene.intrinsics})),
+        "image sizes": ", ".join(sizes[:5]) + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""),
+        "undistortion": "needed, part of the run" if needs_undistortion(scene) else "not needed",
+    }
+    findings = [*reading.findings, *check_scene(scene)]
+    return {"facts": facts, "findings": [finding.to_json() for finding in findings]}
+
+
+def status(run_folder: Path) -> dict[str, Any]:
+    """What became of every patch of a run, as data."""
+    layout = RunLayout(run_folder.expanduser().resolve())
+    read_run(layout)
+    if not layout.ledger.is_file():
+        raise RunFolderError(f"{layout.root} has no ledger yet; it was not split (splatpipe run continues it)")
+    with Ledger(layout.ledger, read_only=True) as ledger:
+        return ledger.status()
+
+
+# ------------------------------------------------------------------ stages
+
+
+def _read(options: RunOptions) -> SceneReading:
+    settings = options.config.scene
+    return read_scene(options.scene, settings.images, settings.missing_images)
+
+
+@contextlib.contextmanager
+def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
+    """The run folder, locked, with its patches on disk and on record. Nothing is written for a bad scene."""
+    layout = options.layout
+    reading = _read(options)
+    for finding in reading.findings:
+        _say(f"{finding.severity}: {finding.message}")
+    # Settings that cannot be used must be found before anything is written.
+    draft = make_plan(reading.scene, options.config, options.profile_folders)
+    with locked(layout):
+        record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
+        plan = draft
+        if needs_undistortion(reading.scene):
+            plan = make_plan(_pinhole(reading.scene, layout), options.config, options.profile_folders)
+        write_datasets(plan, layout)
+        with Ledger(layout.ledger) as ledger:
+            run_id = ledger.start_run(
+                layout.root.name,
+                options.config.hash(),
+                options.config.to_dict(),
+                library_versions(),
+                " ".join(sys.argv),
+            )
+            for planned in plan.patches:
+                row = planned.to_json()
+                ledger.put_patch(
+                    planned.id,
+                    cameras=row["cameras"],
+                    points=row["points"],
+                    extent=row["extent"],
+                    init_scaling=row["init_scaling"],
+                    statistics=row["stats"],
+                    preflight=row["preflight"],
+                    choice=planned.rung.to_json(),
+                )
+            _say(_summary(plan, layout))
+            exit_code = 1
+            try:
+                yield plan, ledger
+                exit_code = 0
+            finally:
+                ledger.end_run(run_id, exit_code)
+
+
+def _pinhole(scene: Scene, layout: RunLayout) -> Scene:
+    _say(f"undistorting {scene.n_cameras} images into {layout.scene} (once)")
+    return undistort(scene, layout.scene)
+
+
+def _train(
+    waiting: Sequence[Any],
+    options: RunOptions,
+    ledger: Ledger,
+    trainer: Trainer,
+    slots: Sequence[Any],
+    stop: threading.Event,
+) -> None:
+    progress = RunProgress({planned.id: planned.settings.iterations for planned in waiting})
+    try:
+        TrainingStage(options.layout, ledger, options.config, trainer, progress, stop).run(waiting, slots)
+    finally:
+        progress.close()
+
+
+def _merge(plan: Plan, options: RunOptions, ledger: Ledger, device: str, *, fresh: bool) -> None:
+    before = ledger.status()["merged"]
+    if not fresh and before["path"] and Path(before["path"]).is_file():
+        _say(f"nothing to train; merged splat: {before['path']}")
+        return
+    merged = join(plan, options.layout, ledger, options.config, device)
+    _report(merged)
+
+
+def _report(merged: Merged) -> None:
+    for sentence in merged.report.hole_sentences():
+        _say(f"warning: {sentence}")
+    print(f"merged splat: {merged.report.path} ({merged.report.gaussians} Gaussians)")
+    if merged.psnr is None:
+        print("no hold-out view: the scene is too small to keep one, or patching.holdout_every is 0")
+        return
+    print(f"hold-out: PSNR {merged.psnr:.2f} dB, SSIM {merged.ssim:.4f} over {len(merged.views)} views")
+    print(f"hold-out view beside its photograph: {merged.pictures[0]}")
+
+
+# ------------------------------------------------------------------ small things
+
+
+def _outcome(ledger: Ledger, patch_id: str) -> Outcome:
+    record = ledger.patch(patch_id)
+    return record.outcome if record else Outcome.PENDING
+
+
+def _exit_code(outcomes: dict[str, Outcome], ledger: Ledger) -> int:
+    bad = [patch_id for patch_id, outcome in outcomes.items() if not outcome.trained]
+    for patch_id in bad:
+        record = ledger.patch(patch_id)
+        _say(f"{patch_id}: {outcomes[patch_id]}: {record.reason if record and record.reason else 'not trained yet'}")
+    if not bad:
+        return EXIT_OK
+    return EXIT_ALL_FAILED if len(bad) == len(outcomes) else EXIT_SOME_FAILED
+
+
+def _ids(retrain: str | None) -> frozenset[str]:
+    return frozenset(part.strip() for part in (retrain or "").split(",") if part.strip())
+
+
+def _named(retrain: frozenset[str], plan: Plan) -> frozenset[str]:
+    return frozenset(p.id for p in plan.patches) if ALL in retrain else retrain
+
+
+def _check_ids(retrain: frozenset[str], plan: Plan) -> None:
+    known = [p.id for p in plan.patches]
+    unknown = sorted(retrain - {ALL, *known})
+    if unknown:
+        raise ConfigError(f"--retrain: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
+
+
+def _summary(plan: Plan, layout: RunLayout) -> str:
+    rungs: dict[float, int] = {}
+    for planned in plan.patches:
+        rungs[planned.rung.init_scaling] = rungs.get(planned.rung.init_scaling, 0) + 1
+    shown = ", ".join(f"{count} at {rung:g}" for rung, count in sorted(rungs.items()))
+    patches = f"{len(plan.patches)} patch" + ("es" if len(plan.patches) != 1 else "")
+    lines = [f"{layout.root}: {patches}, init_scaling {shown}"]
+    lines += [f"{planned.id}: {planned.rung.reason}" for planned in plan.patches]
+    lines += [f"{finding.severity}: {finding.message}" for finding in plan.findings if finding.severity != "note"]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

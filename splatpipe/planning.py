@@ -1,0 +1,184 @@
+"""From a scene to a plan: patches, what was measured of each, and what each is first trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splatpipe.config import Config, profile_init_scaling
+from splatpipe.errors import ConfigError
+from splatpipe.files import read_json
+from splatpipe.layout import RunLayout
+from splatpipe.machine import usable_cores
+from splatpipe.patches.dataset import normalising_similarity, write_dataset
+from splatpipe.patches.partition import Split, split
+from splatpipe.patches.patch import Patch, Role
+from splatpipe.patches.preflight import Preflight, preflight
+from splatpipe.patches.stats import PatchStats, patch_stats
+from splatpipe.policy.cap import PatchSize, share_cap
+from splatpipe.policy.init_scaling import FirstRung, first_rung, rung_for
+from splatpipe.scene.arrays import Scene, Similarity
+from splatpipe.scene.findings import Finding
+from splatpipe.splatting.settings import TrainSettings
+from splatpipe.trainers.base import TrainRequest
+
+Measured = tuple[Patch, PatchStats, Preflight, Similarity]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedPatch:
+    """One patch with everything that its first attempt needs."""
+
+    patch: Patch
+    stats: PatchStats
+    preflight: Preflight
+    similarity: Similarity
+    rung: FirstRung
+    skip_cameras: tuple[str, ...]  # image names that see no Gaussian at that rung
+    settings: TrainSettings  # schedule scaled, cap shared out
+
+    @property
+    def id(self) -> str:
+        return self.patch.id
+
+    def request(self, layout: RunLayout, attempt: int, config: Config, trainer: str) -> TrainRequest:
+        """The request of an attempt that nothing has failed before; the executor's slot adds the device."""
+        return TrainRequest(
+            patch_id=self.id,
+            attempt=attempt,
+            trainer=trainer,
+            device="cpu",
+            dataset=layout.patch(self.id).root,
+            out=layout.attempt(self.id, attempt).root,
+            similarity=self.similarity,
+            init_scaling=self.rung.init_scaling,
+            settings=self.settings,
+            skip_cameras=self.skip_cameras,
+            threads=config.training.threads,
+            limits=config.limits,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of `split --json`."""
+        return {
+            "id": self.id,
+            "cameras": len(self.patch.camera_index),
+            "holdout": len(self.patch.holdout_cameras),
+            "points": len(self.patch.points_with(Role.CORE)),
+            "extent": self.stats.extent,
+            "init_scaling": self.rung.init_scaling,
+            "reason": self.rung.reason,
+            "skip_cameras": list(self.skip_cameras),
+            "max_cap": self.settings.max_cap,
+            "iterations": self.settings.iterations,
+            "stats": self.stats.to_json(),
+            "preflight": self.preflight.to_json(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All patches of a scene."""
+
+    scene: Scene
+    split: Split
+    patches: tuple[PlannedPatch, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of the split, then of each patch, whose id begins the sentence."""
+        of_patches = (
+            replace(finding, message=f"{planned.id}: {finding.message}")
+            for planned in self.patches
+            for finding in planned.preflight.findings
+        )
+        return (*self.split.findings, *of_patches)
+
+    def to_json(self) -> dict[str, Any]:
+        """`split --json`."""
+        return {
+            "scene": str(self.scene.model_dir),
+            "frame": self.split.frame.to_json(),
+            "holdout": [self.scene.names[i] for i in self.split.holdout],
+            "patches": [planned.to_json() for planned in self.patches],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> Plan:
+    """Split `scene`, measure its patches, choose each one's rung, cap and schedule. Writes nothing."""
+    fixed = _fixed_rung(config, profile_folders)
+    rungs = sorted({*config.init_scaling.rungs, *([fixed] if fixed else [])})
+    cut = split(scene, config.patching)
+
+    def measure(patch: Patch) -> Measured:
+        similarity = normalising_similarity(scene, patch)
+        stats = patch_stats(scene, patch, similarity, init_scaling=rungs[0], rungs=rungs)
+        return patch, stats, preflight(scene, patch, stats), similarity
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        measured = list(pool.map(measure, cut.patches))
+    extents = {patch.id: stats.extent for patch, stats, _, _ in measured}
+    choices = first_rung(extents, replace(config.init_scaling, fixed=fixed))
+    caps = _caps(scene, cut.patches, config)
+    planned = []
+    for one in measured:
+        patch, _, checked, _ = one
+        rung = rung_for(choices[patch.id], None if fixed else checked.floor)
+        planned.append(_decide(one, rung, caps[patch.id], config))
+    return Plan(scene, cut, tuple(planned))
+
+
+def write_datasets(plan: Plan, layout: RunLayout) -> None:
+    """Write every patch that is not on disk yet, or is not what `plan` says."""
+    for planned in plan.patches:
+        place = layout.patch(planned.id)
+        if not _on_disk(planned, plan.scene, layout):
+            write_dataset(plan.scene, planned.patch, place, planned.stats, planned.preflight, planned.similarity)
+
+
+def _on_disk(planned: PlannedPatch, scene: Scene, layout: RunLayout) -> bool:
+    try:
+        record = read_json(layout.patch(planned.id).patch_json)
+    except (OSError, ValueError):
+        return False
+    wanted = planned.patch.to_json(scene)
+    similarity = {"scale": planned.similarity.scale, "translation": list(planned.similarity.translation)}
+    return {key: record.get(key) for key in wanted} == wanted and record.get("similarity") == similarity
+
+
+def _decide(measured: Measured, rung: FirstRung, cap: int, config: Config) -> PlannedPatch:
+    patch, stats, checked, similarity = measured
+    skip = checked.blind_at(rung.init_scaling)
+    hyper = config.training.hyper_parameters()
+    images = len(patch.camera_index) - len(skip)
+    return PlannedPatch(patch, stats, checked, similarity, rung, skip, replace(hyper.scaled(images), max_cap=cap))
+
+
+def _fixed_rung(config: Config, folders: tuple[Path, ...]) -> float | None:
+    """The rung that the user has decided on, by init_scaling.fixed or by a profile."""
+    if config.training.lfs_config is None:
+        return config.init_scaling.fixed
+    value = profile_init_scaling(config.training.lfs_config, folders)
+    if None not in (value, config.init_scaling.fixed) and value != config.init_scaling.fixed:
+        raise ConfigError(
+            f"init_scaling.fixed is {config.init_scaling.fixed}, but training.lfs_config "
+            f"({config.training.lfs_config}) says {value}; give one of the two"
+        )
+    return value if value is not None else config.init_scaling.fixed
+
+
+def _caps(scene: Scene, patches: Sequence[Patch], config: Config) -> dict[str, int]:
+    if not config.training.share_cap:
+        return {patch.id: config.training.max_cap for patch in patches}
+    sizes = {}
+    for patch in patches:
+        core = patch.points_with(Role.CORE)
+        low, high = np.quantile(patch.frame.apply(scene.points[core]), (0.01, 0.99), axis=0)
+        sizes[patch.id] = PatchSize(float(np.prod((high - low)[:2])), len(core))
+    return share_cap(sizes, config.training.max_cap)

@@ -1,0 +1,193 @@
+"""Every patch to its outcome: attempts, remedies, and the record of both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from splatpipe.config import Config
+from splatpipe.errors import EnvironmentProblem
+from splatpipe.executors.local import LocalExecutor, Slot
+from splatpipe.failures.classes import FailureClass
+from splatpipe.layout import RunLayout
+from splatpipe.ledger import Ledger, Outcome
+from splatpipe.machine import usable_cores
+from splatpipe.planning import PlannedPatch
+from splatpipe.policy.ladder import RetrySettings, next_request
+from splatpipe.progress import RunProgress
+from splatpipe.trainers.base import Attempt, Trainer, TrainerInfo
+from splatpipe.trainers.output import check_splat
+from splatpipe.trainers.supervise import end_orphan, recover, run_attempt
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """How a patch came out of the training stage, and the sentence that says why."""
+
+    patch_id: str
+    outcome: Outcome
+    reason: str | None
+    stop_run: bool = False
+
+
+def slots_for(config: Config, info: TrainerInfo) -> list[Slot]:
+    """Where attempts may run: the CPU, or one slot per GPU. Raises `EnvironmentProblem` when there is no such device."""
+    wanted, threads = config.training.device, config.training.threads
+    cuda = "cuda" in info.capabilities
+    if wanted == "cpu" or (wanted == "auto" and not cuda):
+        jobs = config.executor.jobs or 1
+        return [Slot("cpu", threads or max(1, usable_cores() // jobs))] * jobs
+    if not cuda:
+        raise EnvironmentProblem(f"training.device is {wanted}, but there is {info.detail}")
+    import torch
+
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if wanted in ("auto", "cuda") else [wanted]
+    jobs = config.executor.jobs or len(devices)
+    return [Slot(devices[i % len(devices)], threads) for i in range(jobs)]
+
+
+def retry_settings(config: Config) -> RetrySettings:
+    """The remedies, with the rungs of `init_scaling:` as the ladder's."""
+    return replace(config.retry, rungs=tuple(config.init_scaling.rungs))
+
+
+class TrainingStage:
+    """Trains the patches of one run that are not trained yet."""
+
+    def __init__(
+        self,
+        layout: RunLayout,
+        ledger: Ledger,
+        config: Config,
+        trainer: Trainer,
+        progress: RunProgress,
+        stop: threading.Event,
+    ) -> None:
+        self.layout, self.ledger, self.config, self.trainer = layout, ledger, config, trainer
+        self.progress, self.stop = progress, stop
+        self.retry = retry_settings(config)
+
+    def run(self, patches: Sequence[PlannedPatch], slots: Sequence[Slot]) -> dict[str, PatchResult]:
+        """Results of the patches that were begun. Raises what a bug of ours raised, after the others are done."""
+        executor = LocalExecutor(slots, self.stop)
+        results: dict[str, PatchResult] = {}
+        bugs: list[BaseException] = []
+        for finished in executor.run(patches, self._train):
+            if finished.result is None:
+                assert finished.error is not None
+                bugs.append(finished.error)
+                self.ledger.set_outcome(finished.job.id, Outcome.FAILED, f"splatpipe itself failed: {finished.error}")
+                continue
+            results[finished.result.patch_id] = finished.result
+            if finished.result.stop_run:
+                executor.halt()
+        if bugs:
+            raise bugs[0]
+        return results
+
+    def _train(self, planned: PlannedPatch, slot: Slot) -> PatchResult:
+        """Attempt after attempt until the patch is trained or no remedy is left; every step is on record."""
+        first = replace(
+            planned.request(self.layout, self.ledger.next_number(planned.id), self.config, self.trainer.name),
+            device=slot.device,
+            threads=slot.threads,
+        )
+        decision = next_request(first, self.ledger.history(planned.id), self.retry)
+        while decision.request is not None and not self.stop.is_set():
+            request = replace(decision.request, device=slot.device, threads=slot.threads)
+            if decision.remedy:
+                self.progress.say(f"{planned.id}: {decision.reason}")
+            self.ledger.start_attempt(request, decision.remedy, decision.reason)
+            attempt = run_attempt(
+                self.trainer, request, on_event=lambda e: self.progress.event(planned.id, e), stop=self.stop
+            )
+            self.ledger.end_attempt(attempt)
+            if attempt.failure is None:
+                return self._trained(attempt)
+            if attempt.failure is FailureClass.INTERRUPTED and self.stop.is_set():
+                break
+            decision = next_request(first, self.ledger.history(planned.id), self.retry)
+        if decision.request is not None:
+            return self._record(planned.id, Outcome.INTERRUPTED, "stopped; run again to continue")
+        return self._record(planned.id, Outcome.FAILED, decision.reason, stop_run=decision.stop_run)
+
+    def _trained(self, attempt: Attempt) -> PatchResult:
+        notes = [*attempt.warnings, *_health_notes(attempt)]
+        outcome = Outcome.TRAINED_WITH_WARNINGS if notes else Outcome.TRAINED
+        return self._record(attempt.request.patch_id, outcome, "; ".join(notes) or None, attempt)
+
+    def _record(
+        self,
+        patch_id: str,
+        outcome: Outcome,
+        reason: str | None,
+        attempt: Attempt | None = None,
+        stop_run: bool = False,
+    ) -> PatchResult:
+        self.ledger.set_outcome(patch_id, outcome, reason, _metrics(attempt) if attempt else None)
+        if outcome is not Outcome.INTERRUPTED:
+            self.progress.finished(patch_id)
+        if reason:
+            self.progress.say(f"{patch_id}: {outcome}: {reason}")
+        return PatchResult(patch_id, outcome, reason, stop_run)
+
+
+def _metrics(attempt: Attempt) -> dict[str, Any]:
+    names = ("psnr", "ssim", "views", "loss")
+    return {name: attempt.health.get(name) for name in names} | {"gaussians": attempt.gaussians}
+
+
+def _health_notes(attempt: Attempt) -> list[str]:
+    """What a user should know of an attempt that succeeded."""
+    blind = attempt.health.get("blind_cameras") or ()
+    flung = attempt.health.get("flung_share") or 0.0
+    notes = []
+    if blind:
+        notes.append(f"{len(blind)} cameras came to see no Gaussian and were skipped, first {next(iter(blind))}")
+    if flung > 0.1:
+        notes.append(f"{flung:.0%} of the Gaussians lie far outside the scene")
+    return notes
+
+
+def settle(ledger: Ledger, trainer: Trainer) -> list[str]:
+    """Bring the ledger up to date with what a killed splatpipe left behind. Needs the run's lock.
+
+    Children that are still running are ended; an attempt that finished whole is recorded as trained, any other
+    as interrupted, to be resumed from its last checkpoint. Gives back a sentence for each.
+    """
+    sentences = []
+    for request in ledger.unfinished():
+        ended = end_orphan(request.files)
+        attempt = recover(trainer, request)
+        if attempt is not None:
+            ledger.end_attempt(attempt)
+            ledger.set_outcome(request.patch_id, Outcome.TRAINED, None, _metrics(attempt))
+            sentences.append(f"{request.patch_id}: attempt {request.attempt} had finished before splatpipe was killed")
+            continue
+        orphan = "its child was still running and has been ended" if ended else "splatpipe was killed"
+        ledger.mark_interrupted(request, orphan)
+        sentences.append(f"{request.patch_id}: attempt {request.attempt} was cut off ({orphan})")
+    return sentences
+
+
+def reopen(ledger: Ledger, retrain: frozenset[str]) -> None:
+    """Make pending again what `--retrain` names, what had failed, and what has lost its splat file."""
+    for record in ledger.patches():
+        lost = record.outcome.trained and trained_splat(ledger, record.id) is None
+        if record.id in retrain or lost or record.outcome in (Outcome.FAILED, Outcome.SKIPPED):
+            ledger.retrain(record.id)
+
+
+def trained_splat(ledger: Ledger, patch_id: str) -> Path | None:
+    """The splat of a trained patch; None when the patch is not trained, or its file is gone or damaged."""
+    good = [attempt for attempt in ledger.history(patch_id) if attempt.failure is None and attempt.splat]
+    if not good:
+        return None
+    try:
+        check_splat(good[-1].splat)  # type: ignore[arg-type]  # filtered above
+    except (ValueError, OSError):
+        return None
+    return good[-1].splat
