@@ -159,9 +159,16 @@ def test_each_class_has_its_own_second_chance() -> None:
     assert remedies(story("hang", "killed", "hang")) == ["unchanged", "unchanged", "smaller_images"]
 
 
-def test_host_memory_gets_one_smaller_try_and_a_sentence() -> None:
+def test_host_memory_gets_one_try_with_a_smaller_image_cache_and_a_sentence() -> None:
     decisions = story("host_oom", "host_oom")
-    assert remedies(decisions) == ["smaller_images", None]
+    assert remedies(decisions) == ["smaller_cache", None]
+    request = decisions[0].request
+    assert request is not None
+    assert request.settings.image_cache_gb == 1.0
+    small = replace(FIRST, settings=replace(FIRST.settings, image_cache_gb=0.5))
+    request = story("host_oom", first=small)[0].request
+    assert request is not None
+    assert request.settings.image_cache_gb == 0.25
     assert "no remedy is left" in decisions[-1].reason
 
 

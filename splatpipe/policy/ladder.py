@@ -34,6 +34,7 @@ class Remedy(StrEnum):
     SOFTER_OPACITY = "softer_opacity"  # opacity rate times lr_factor, both regularisers times reg_factor
     LOWER_MEANS_LR = "lower_means_lr"  # means_lr times lr_factor
     SMALLER_IMAGES = "smaller_images"  # downscale times image_factor
+    SMALLER_CACHE = "smaller_cache"  # fewer decoded photographs in host memory: half, from `auto` to small_cache_gb
     LOWER_CAP = "lower_cap"  # max_cap times cap_factor
     OTHER_TRAINER = "other_trainer"
 
@@ -62,6 +63,7 @@ class RetrySettings:
     max_downscale: Annotated[float, Ge(1)] = 8.0  # images are not made smaller than this
     cap_factor: Factor = 2 / 3
     min_cap: Annotated[int, Ge(1)] = 10_000  # the cap is not lowered below this
+    small_cache_gb: Annotated[float, Gt(0)] = 1.0  # image cache after the first lack of host memory
     init_factor: Factor = 0.5
     lr_factor: Factor = 0.5
     reg_factor: Factor = 0.2
@@ -78,7 +80,7 @@ class RetrySettings:
     illegal_access: Remedies = (R.UNCHANGED, *OUT_OF_MEMORY)
     hang: Remedies = (R.UNCHANGED, *OUT_OF_MEMORY)
     killed: Remedies = (R.UNCHANGED, *OUT_OF_MEMORY)
-    host_oom: Remedies = (R.SMALLER_IMAGES,)
+    host_oom: Remedies = (R.SMALLER_CACHE,)
     export_missing: Remedies = (R.UNCHANGED,)
     data_error: Remedies = ()
     config_error: Remedies = ()
@@ -208,6 +210,9 @@ def _apply(
             downscale = min(train.downscale * settings.image_factor, settings.max_downscale)
             larger = downscale > train.downscale
             return replace(request, settings=replace(train, downscale=downscale)) if larger else None
+        case Remedy.SMALLER_CACHE:
+            cache = min(train.image_cache_gb / 2 or settings.small_cache_gb, settings.small_cache_gb)
+            return replace(request, settings=replace(train, image_cache_gb=cache))
         case Remedy.LOWER_CAP:
             cap = max(int(train.max_cap * settings.cap_factor), settings.min_cap)
             return replace(request, settings=replace(train, max_cap=cap)) if cap < train.max_cap else None
@@ -265,6 +270,7 @@ SIGNS = {
     Remedy.SOFTER_OPACITY: "opacities_lr",
     Remedy.LOWER_MEANS_LR: "means_lr",
     Remedy.SMALLER_IMAGES: "downscale",
+    Remedy.SMALLER_CACHE: "image_cache_gb",
     Remedy.LOWER_CAP: "max_cap",
     Remedy.OTHER_TRAINER: "trainer",
 }
