@@ -15,7 +15,6 @@ PROGRESS = re.compile(
     rf"(?P<step>\d+)/(?P<total>\d+)\s*\|\s*Loss:\s*(?P<loss>{NUMBER})\s*\|\s*Splats:\s*(?P<count>\d+)", re.IGNORECASE
 )
 ELAPSED = re.compile(r"\[(?:(\d+)h?:)?(\d+)m?:(\d+)s?<")
-PREFIX = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s+\[(?P<level>\w+)\]\s+\S+:\d+\s+")
 COLMAP_READ = re.compile(r"Read (\d+) cameras and (\d+) images from COLMAP")
 TRAINING_IMAGES = re.compile(r"Training with (\d+) images")
 POINTS = re.compile(r"(?:Loaded (\d+) points from COLMAP|Using point cloud with (\d+) points)")
@@ -62,16 +61,15 @@ class LogReader:
         self._loss: float | None = None
 
     def read(self, line: str) -> list[Event]:
-        """The events of one line, which must be free of ANSI codes and line ends."""
-        text = PREFIX.sub("", line)
-        added = ADDED.search(text)
-        if added:
-            return [self._refine(int(added[2]), int(added[1]), int(added[3]))]
-        events = self.flush()
+        """The events of one line, which must be free of ANSI codes and line ends.
+
+        A log line often stands right behind the unfinished bar, so one line can tell several things.
+        """
+        events = [] if ADDED.search(line) else self.flush()
         for pattern, handle in self._HANDLERS:
-            found = pattern.search(text)
+            found = pattern.search(line)
             if found:
-                return events + handle(self, found)
+                events += handle(self, found)
         return events
 
     def flush(self) -> list[Event]:
@@ -106,6 +104,9 @@ class LogReader:
             message = f"{count} of {self.gaussians} Gaussians were dead at one refinement"
             return [*events, self._error(FailureClass.MCMC_COLLAPSE, message, step)]
         return []
+
+    def _added(self, found: re.Match[str]) -> list[Event]:
+        return [self._refine(int(found[2]), int(found[1]), int(found[3]))]
 
     def _read_images(self, found: re.Match[str]) -> list[Event]:
         before, self.images = self.images, int(found[found.re.groups])
@@ -171,6 +172,7 @@ class LogReader:
     _HANDLERS = (
         (PROGRESS, _progress),
         (RELOCATED, _relocated),
+        (ADDED, _added),
         (COLMAP_READ, _read_images),
         (TRAINING_IMAGES, _read_images),
         (POINTS, _read_points),
