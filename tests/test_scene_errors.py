@@ -1,4 +1,4 @@
-"""What is wrong with a scene is said in one sentence that names the file and the way out, before anything is written."""
+"""What is wrong with a scene is said in one sentence that names the file and the way out."""
 
 from __future__ import annotations
 
