@@ -261,6 +261,10 @@ def _explain(error: Any, sources: Mapping[tuple[str, ...], _Source]) -> str:
 
 
 def _place(keys: tuple[str, ...], sources: Mapping[tuple[str, ...], _Source]) -> str:
+    """Where `keys` was written: the place of the key, of one below it, or of the nearest one above."""
+    below = [source.text for written, source in sources.items() if written[: len(keys)] == keys]
+    if below and keys not in sources:
+        return below[0]
     while keys:
         if keys in sources:
             return sources[keys].text

@@ -16,7 +16,7 @@ from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
 from splatpipe.machine import usable_cores
 from splatpipe.planning import PlannedPatch
-from splatpipe.policy.ladder import RetrySettings, next_request
+from splatpipe.policy.ladder import next_request
 from splatpipe.progress import RunProgress
 from splatpipe.trainers.base import Attempt, Trainer, TrainerInfo
 from splatpipe.trainers.output import check_splat
@@ -34,7 +34,7 @@ class PatchResult:
 
 
 def slots_for(config: Config, info: TrainerInfo) -> list[Slot]:
-    """Where attempts may run: the CPU, or one slot per GPU. Raises `EnvironmentProblem` when there is no such device."""
+    """Where attempts may run: the CPU, or one slot per GPU. Raises `EnvironmentProblem` without such a device."""
     wanted, threads = config.training.device, config.training.threads
     cuda = "cuda" in info.capabilities
     if wanted == "cpu" or (wanted == "auto" and not cuda):
@@ -47,11 +47,6 @@ def slots_for(config: Config, info: TrainerInfo) -> list[Slot]:
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if wanted in ("auto", "cuda") else [wanted]
     jobs = config.executor.jobs or len(devices)
     return [Slot(devices[i % len(devices)], threads) for i in range(jobs)]
-
-
-def retry_settings(config: Config) -> RetrySettings:
-    """The remedies, with the rungs of `init_scaling:` as the ladder's."""
-    return replace(config.retry, rungs=tuple(config.init_scaling.rungs))
 
 
 class TrainingStage:
@@ -68,7 +63,7 @@ class TrainingStage:
     ) -> None:
         self.layout, self.ledger, self.config, self.trainer = layout, ledger, config, trainer
         self.progress, self.stop = progress, stop
-        self.retry = retry_settings(config)
+        self.retry = config.retry
 
     def run(self, patches: Sequence[PlannedPatch], slots: Sequence[Slot]) -> dict[str, PatchResult]:
         """Results of the patches that were begun. Raises what a bug of ours raised, after the others are done."""

@@ -1,0 +1,147 @@
+"""Settings: every mistake gets its place, every key is documented with its default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from splatpipe.config import Config, config_from_dict, find_config, known_keys, load_config, profile_init_scaling
+from splatpipe.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "splat_config.yml"
+    path.write_text(text)
+    return path
+
+
+def problem(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_the_file_at_the_top_documents_every_key_with_its_default() -> None:
+    import yaml
+
+    text = (ROOT / "splat_config.yml").read_text()
+    assert load_config(ROOT / "splat_config.yml") == Config()
+    assert {name: set(keys) for name, keys in yaml.safe_load(text).items()} == {
+        name: set(keys) for name, keys in known_keys().items()
+    }
+
+
+def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_known_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  iterations: 100\n  iteratons: 5\n")
+    assert problem(path) == f"{path}:3:3: training.iteratons: unknown key; did you mean 'training.iterations'?"
+
+
+def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "\npatchin:\n  buffer: 0.1\n")
+    assert problem(path) == f"{path}:2:1: patchin: unknown key; did you mean 'patching'?"
+
+
+def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "patching:\n  iterations: 5\n")
+    assert "did you mean 'training.iterations'?" in problem(path)
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_place(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  iterations: lots\n  seed: -1\nmerge:\n  foo: 1\n")
+    lines = problem(path, "training.sh_degree=9").splitlines()
+    assert len(lines) == 4
+    assert any(line.startswith(f"{path}:2:3: training.iterations:") and "'lots'" in line for line in lines)
+    assert any(line.startswith(f"{path}:3:3: training.seed:") for line in lines)
+    assert any(line.startswith(f"{path}:5:3: merge.foo:") for line in lines)
+    assert any(line.startswith("command line 'training.sh_degree=9'") for line in lines)
+
+
+def test_a_key_set_twice_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  seed: 1\n  seed: 2\n")
+    assert problem(path) == f"{path}:3:3: training.seed: set twice (first at {path}:2:3)"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training:\n  seed: [1\n", "not valid YAML"),
+        ("- a\n- b\n", "key: value"),
+        ("just words\n", "key: value"),
+        ("training: 5\n", "training"),
+        ("training:\n  device: {a: 1}\n", "training.device"),
+        ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_rubbish_is_refused_with_the_file_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = written(tmp_path, text)
+    message = problem(path)
+    assert str(path) in message
+    assert expected in message
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "splat_config.yml"
+    path.write_bytes(b"\xff\xfe\x00training")
+    assert str(path) in problem(path)
+
+
+def test_overrides_win_and_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  iterations: 100\n  means_lr: 1e-4\n")
+    config = load_config(path, ["training.iterations=2000", "patching.max_cameras=8", "scene.images=images_4"])
+    assert (config.training.iterations, config.training.means_lr) == (2000, 1e-4)
+    assert (config.patching.max_cameras, config.scene.images) == (8, "images_4")
+
+
+@pytest.mark.parametrize("override", ["training.iterations", "=5", "training..seed=1", "seed", "training.seed.x=1"])
+def test_an_override_that_is_none_is_refused_and_shown(override: str) -> None:
+    assert override in problem(None, override)
+
+
+def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "training:\n")) == Config()
+
+
+def test_the_settings_of_a_run_read_back_as_they_were() -> None:
+    config = load_config(None, ["training.iterations=7", "retry.unknown=[next_rung]", "init_scaling.fixed=0.25"])
+    again = config_from_dict(json.loads(json.dumps(config.to_dict())), "run.yml")
+    assert again == config
+    assert again.hash() == config.hash() != Config().hash()
+
+
+def test_the_p7_profile_sets_init_scaling(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  lfs_config: increase_init_scaling.json\n")
+    config = load_config(path)
+    assert config.training.lfs_config is not None
+    assert profile_init_scaling(config.training.lfs_config, [tmp_path, ROOT]) == 0.3
+
+
+def test_a_profile_that_is_not_there_is_named_with_the_places_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.json") as caught:
+        profile_init_scaling("nowhere.json", [tmp_path])
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"init_scaling": -1}', '{"init_scaling": "big"}'])
+def test_a_profile_that_is_no_profile_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lfs_configs").mkdir()
+    (tmp_path / "lfs_configs" / "bad.json").write_text(text)
+    with pytest.raises(ConfigError, match="bad.json"):
+        profile_init_scaling("bad.json", [tmp_path])
+
+
+def test_the_settings_beside_the_scene_come_before_those_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, here = tmp_path / "scene", tmp_path / "here"
+    scene.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert find_config(scene) is None
+    mine = written(here, "")
+    assert find_config(scene) == mine
+    theirs = written(scene, "")
+    assert find_config(scene) == theirs
