@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from raster_reference import render
+from raster_reference import render, rotation
 
 from splatpipe.splatting.raster import rasterization
 
@@ -25,7 +25,9 @@ def cloud(n: int, seed: int, degree: int | None, size: float = 0.1) -> dict[str,
     }
 
 
-VIEW = torch.tensor([[0.98, 0.05, -0.19, 0.1], [-0.07, 0.99, -0.1, -0.05], [0.183, 0.111, 0.977, 0.2], [0, 0, 0, 1.0]])
+VIEW = torch.eye(4)
+VIEW[:3, :3] = rotation(torch.tensor([[0.98, 0.1, -0.15, 0.05]], dtype=torch.float64))[0].float()
+VIEW[:3, 3] = torch.tensor([0.1, -0.05, 0.2])
 INTRINSICS = torch.tensor([[60.0, 0, 27.3], [0, 66.0, 20.8], [0, 0, 1.0]])
 SIZE = (53, 37)  # neither a multiple of the tile
 
