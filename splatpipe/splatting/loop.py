@@ -143,8 +143,7 @@ class Training:
             seed=self.settings.seed,
             device=self.device,
         )
-        self.optimizer = Adam(self.params, self._learning_rates())
-        self._resume()
+        self.resumed_from = self._resume()
 
     def run(self, should_stop: Callable[[], bool]) -> Params:
         """Train to the end and give the parameters back.
@@ -180,14 +179,16 @@ class Training:
         path = checkpoints.save(self.job.checkpoints, state)
         self.report("checkpoint", step=self.step, path=path.name)
 
-    def _resume(self) -> None:
+    def _resume(self) -> int | None:
+        """Set up the optimiser, and continue from the latest checkpoint if there is one; the step it was made at."""
         found = checkpoints.load_latest(self.job.checkpoints, self.key, self.device)
-        self.resumed_from = found.step if found else None
         if found:
-            self.step = found.step
+            self.step, self.health = found.step, Health(**found.health)
             self.params.update(found.params)
+        self.optimizer = Adam(self.params, self._learning_rates())
+        if found:
             self.optimizer.load_state_dict(found.adam)
-            self.health = Health(**found.health)
+        return found.step if found else None
 
     def _learning_rates(self) -> dict[str, float]:
         s = self.settings
@@ -211,9 +212,8 @@ class Training:
         for value in self.params.values():
             value.requires_grad_(True)
             value.grad = None
-        image, meta, scales, opacities = render(
-            self.params, view, sh_degree=min(self.step // s.sh_degree_interval, s.sh_degree)
-        )
+        degree = min(self.step // s.sh_degree_interval, s.sh_degree)
+        image, meta, scales, opacities = render(self.params, view, sh_degree=degree)
         visible = (meta["radii"][0] > 0).all(-1)
         if not bool(visible.any()):
             self._skip_blind(view.name)
@@ -226,7 +226,7 @@ class Training:
         loss.backward()
         with torch.no_grad():
             self.optimizer.lrs.update(self._learning_rates())
-            self.optimizer.step(visible if s.visible_only else None)
+            self.optimizer.step(visible if s.visible_only else None, active={"shN": (degree + 1) ** 2 - 1})
             add_noise_(
                 self.params["means"],
                 self.params["quats"],

@@ -1,0 +1,221 @@
+"""A whole run as a user starts it, on the double (fast, fails on demand) and on the real trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from doubles.trainer_double import TrainerDouble
+from scenes import scaled, synthetic_scene, write_scene
+
+from splatpipe import pipeline
+from splatpipe.errors import Interrupted, RunFolderError
+from splatpipe.splatting.ply import read_header
+
+FAST = [
+    "training.iterations=60",
+    "training.refine_start=10",
+    "training.refine_every=20",
+    "training.checkpoint_every=20",
+    "training.max_cap=500",
+    "training.sh_degree=1",
+    "training.device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "field"
+    write_scene(folder, synthetic_scene(n_cameras=25, n_points=400))
+    return folder
+
+
+def options(scene: Path, out: Path, *overrides: str, retrain: str | None = None) -> pipeline.RunOptions:
+    return pipeline.RunOptions.resolve(scene, out, None, [*FAST, *overrides], None, retrain)
+
+
+def run(given: pipeline.RunOptions, trainer: TrainerDouble | None = None) -> int:
+    return pipeline.run(given, stop=threading.Event(), trainer=trainer)
+
+
+def patches(out: Path) -> dict[str, dict[str, Any]]:
+    return {patch["id"]: patch for patch in pipeline.status(out)["patches"]}
+
+
+def cli(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "splatpipe.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **more)
+
+
+def test_every_patch_trains_and_one_splat_is_merged(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = cli("run", scene, "--out", out, *FAST, "patching.max_cameras=12")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(cli("status", out, "--json").stdout)
+    assert len(status["patches"]) >= 2
+    assert {patch["outcome"] for patch in status["patches"]} <= {"trained", "trained_with_warnings"}
+    assert all(patch["cameras"] <= 12 for patch in status["patches"])
+    merged = status["merged"]
+    assert read_header(Path(merged["path"])).count == merged["gaussians"] > 100
+    assert merged["psnr"] > 10
+    assert merged["path"] in done.stdout
+    picture = Path(done.stdout.rsplit(": ", 1)[1].strip())
+    assert picture.is_file()
+
+
+def test_what_is_trained_is_not_trained_again(scene: Path, tmp_path: Path) -> None:
+    given = options(scene, tmp_path, "patching.max_cameras=12")
+    double = TrainerDouble({})
+    assert run(given, double) == 0
+    before = {name: patch["attempts"] for name, patch in patches(tmp_path).items()}
+    assert run(given, double) == 0
+    assert {name: patch["attempts"] for name, patch in patches(tmp_path).items()} == before
+
+
+def test_retrain_trains_the_named_patch_and_no_other(scene: Path, tmp_path: Path) -> None:
+    double = TrainerDouble({})
+    run(options(scene, tmp_path, "patching.max_cameras=12"), double)
+    assert run(options(scene, tmp_path, "patching.max_cameras=12", retrain="p001"), double) == 0
+    numbers = {name: [a["n"] for a in patch["attempts"]] for name, patch in patches(tmp_path).items()}
+    assert numbers["p001"] == [2]
+    assert all(number == [1] for name, number in numbers.items() if name != "p001")
+
+
+def test_the_p7_story_dies_at_the_first_rungs_and_trains_at_the_third(scene: Path, tmp_path: Path) -> None:
+    double = TrainerDouble({"p001": {"fails": "adam_step_cu", "below": 0.3}})
+    assert run(options(scene, tmp_path, "patching.max_cameras=12", "init_scaling.fixed=0.1"), double) == 0
+    story = [(a["init_scaling"], a["class"]) for a in patches(tmp_path)["p001"]["attempts"]]
+    assert story == [(0.1, "launch_config"), (0.2, "launch_config"), (0.3, None)]
+    line = patches(tmp_path)["p001"]["attempts"][0]["line"]
+    assert "adam_step_cu kernel launch failed: invalid configuration argument" in line
+
+
+def test_a_patch_that_cannot_be_trained_costs_only_itself(scene: Path, tmp_path: Path) -> None:
+    double = TrainerDouble({"p000": {"fails": "adam_step_cu"}})
+    assert run(options(scene, tmp_path, "patching.max_cameras=12"), double) == 3
+    status = patches(tmp_path)
+    assert status["p000"]["outcome"] == "failed"
+    assert "invalid configuration argument" in status["p000"]["reason"]
+    assert all(patch["outcome"] == "trained" for name, patch in status.items() if name != "p000")
+    assert pipeline.status(tmp_path)["merged"]["gaussians"] > 0
+
+
+def test_when_every_patch_fails_the_exit_code_says_so_and_nothing_is_merged(scene: Path, tmp_path: Path) -> None:
+    double = TrainerDouble({"default": {"fails": "adam_step_cu"}})
+    assert run(options(scene, tmp_path), double) == 4
+    assert pipeline.status(tmp_path)["merged"]["path"] is None
+
+
+def test_a_failed_patch_is_tried_anew_by_the_next_run(scene: Path, tmp_path: Path) -> None:
+    given = options(scene, tmp_path)
+    run(given, TrainerDouble({"default": {"fails": "adam_step_cu"}}))
+    assert run(given, TrainerDouble({})) == 0
+
+
+def test_stopping_keeps_the_attempt_and_the_next_run_goes_on_with_it(scene: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    given = options(scene, tmp_path)
+    threading.Timer(3.0, stop.set).start()
+    with pytest.raises(Interrupted, match="continue with"):
+        pipeline.run(given, stop=stop, trainer=TrainerDouble({"default": {"step_s": 0.5}}))
+    assert patches(tmp_path)["p000"]["outcome"] == "interrupted"
+    assert run(given, TrainerDouble({})) == 0
+    assert [a["n"] for a in patches(tmp_path)["p000"]["attempts"]] == [1]
+
+
+def test_two_runs_on_one_folder_exclude_each_other_with_a_sentence(scene: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    slow = TrainerDouble({"default": {"step_s": 0.5}})
+
+    def first() -> None:
+        with pytest.raises(Interrupted):
+            pipeline.run(options(scene, tmp_path), stop=stop, trainer=slow)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while not (tmp_path / "attempts").exists():
+        time.sleep(0.05)
+    try:
+        with pytest.raises(RunFolderError, match=f"in use by another run .process {os.getpid()} "):
+            run(options(scene, tmp_path), slow)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_other_settings_need_another_folder_and_the_difference_is_named(scene: Path, tmp_path: Path) -> None:
+    run(options(scene, tmp_path), TrainerDouble({}))
+    with pytest.raises(RunFolderError, match="training.iterations 60 -> 70"):
+        run(options(scene, tmp_path, "training.iterations=70"), TrainerDouble({}))
+    assert run(options(scene, tmp_path, "limits.silence_s=99"), TrainerDouble({})) == 0
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_the_units_of_a_scene_change_neither_patches_nor_rungs_nor_quality(tmp_path: Path, factor: float) -> None:
+    base = synthetic_scene(n_cameras=18, n_points=300)
+    results = []
+    for name, one in (("base", base), ("scaled", scaled(base, factor))):
+        write_scene(tmp_path / name, one)
+        out = tmp_path / f"{name}-run"
+        assert run(options(tmp_path / name, out, "patching.max_cameras=10", "training.iterations=100")) == 0
+        status = pipeline.status(out)
+        rungs = [(p["id"], p["cameras"], p["points"], p["init_scaling"]) for p in status["patches"]]
+        results.append((rungs, status["merged"]["psnr"]))
+    assert results[0][0] == results[1][0]
+    assert results[0][1] == pytest.approx(results[1][1], abs=0.3)
+
+
+def test_killing_splatpipe_at_any_time_loses_nothing_that_was_trained(scene: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "splatpipe.cli", "run", str(scene), "--out", str(tmp_path / "run"), *FAST]
+    command += ["patching.max_cameras=12", "training.iterations=150"]
+    for delay in (2.0, 4.0, 6.0):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with_children: list[psutil.Process] = []
+        deadline = time.monotonic() + delay
+        while time.monotonic() < deadline and process.poll() is None:
+            with_children = psutil.Process(process.pid).children(recursive=True) or with_children
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        psutil.wait_procs(with_children, timeout=10)
+        assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in with_children)
+    splats = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("attempts/*/*/splat.ply")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in splats} == splats
+    assert pipeline.status(tmp_path / "run")["merged"]["gaussians"] > 0
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_continue(scene: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "splatpipe.cli", "run", str(scene), "--out", str(tmp_path / "run"), *FAST]
+    process = subprocess.Popen(
+        [*command, "training.iterations=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    events = tmp_path / "run" / "attempts" / "p000" / "01" / "events.jsonl"
+    while not (events.exists() and '"step"' in events.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "continue with: splatpipe run" in errors
+    assert "Traceback" not in errors
+    assert list(events.parent.glob("checkpoints/*.pt"))
+
+
+def test_the_same_command_twice_gives_the_same_splat(scene: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run(options(scene, tmp_path / name, "training.threads=1")) == 0
+    one, two = (np.fromfile(tmp_path / name / "merged" / "splat.ply", np.uint8) for name in ("a", "b"))
+    assert np.array_equal(one, two)
