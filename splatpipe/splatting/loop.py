@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -130,6 +130,7 @@ class Training:
         self.key = job.key(data)
         self.step = 0
         self.health = Health()
+        self._blind_in_a_row = 0
         self.scene_scale = scene_scale(data.views)
         self._center = np.median(data.points, axis=0)
         self._radius = float(np.linalg.norm(data.points - self._center, axis=1).max()) or 1.0
@@ -218,9 +219,10 @@ class Training:
         if not bool(visible.any()):
             self._skip_blind(view.name)
             return
+        self._blind_in_a_row = 0
         loss = photometric_loss(image, view.image, s.ssim_lambda)
         loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
-        self.health.loss = float(loss)
+        self.health.loss = float(loss.detach())
         if not np.isfinite(self.health.loss):
             raise TrainingFailure("nan_divergence", f"the loss is {self.health.loss} (camera {view.name})", self.step)
         loss.backward()
@@ -238,11 +240,25 @@ class Training:
             )
 
     def _skip_blind(self, name: str) -> None:
+        """Count a camera that sees no Gaussian; when a whole epoch of them came in a row, training is over."""
         if name not in self.health.blind_cameras:
             self.report("blind_camera", step=self.step, image=name)
         self.health.blind_cameras[name] = self.health.blind_cameras.get(name, 0) + 1
-        if len(self.health.blind_cameras) == len(self.data.views):
-            raise TrainingFailure("data_error", "no camera of this patch sees any Gaussian", self.step)
+        self._blind_in_a_row += 1
+        if self._blind_in_a_row < len(self.data.views):
+            return
+        if self._dead() > COLLAPSE_SHARE * len(self.params["means"]):
+            self._fail_collapsed()
+        raise TrainingFailure("data_error", "no camera of this patch sees any Gaussian", self.step)
+
+    def _dead(self) -> int:
+        return int((torch.sigmoid(self.params["opacities"].detach()) <= self.settings.min_opacity).sum())
+
+    def _fail_collapsed(self) -> NoReturn:
+        dead, count = self._dead(), len(self.params["means"])
+        floor = self.settings.min_opacity
+        message = f"{dead} of {count} Gaussians have faded to opacity {floor:g} or less, {count - dead} are alive"
+        raise TrainingFailure("mcmc_collapse", message, self.step)
 
     def _after_step(self) -> None:
         s = self.settings
@@ -258,11 +274,8 @@ class Training:
         s = self.settings
         self._check_finite()
         count = len(self.params["means"])
-        dead = int((torch.sigmoid(self.params["opacities"].detach()) <= s.min_opacity).sum())
-        if dead > COLLAPSE_SHARE * count:
-            alive = count - dead
-            message = f"{dead} of {count} Gaussians have faded below opacity {s.min_opacity}, {alive} are alive"
-            raise TrainingFailure("mcmc_collapse", message, self.step)
+        if self._dead() > COLLAPSE_SHARE * count:
+            self._fail_collapsed()
         done = refine(
             self.params,
             self.optimizer,
@@ -292,14 +305,14 @@ class Training:
             raise TrainingFailure("explosion", message, self.step)
 
     def _report_step(self, clock: _Clock) -> None:
-        alive = int((torch.sigmoid(self.params["opacities"].detach()) > self.settings.min_opacity).sum())
+        count = len(self.params["means"])
         self.report(
             "step",
             step=self.step,
             total=self.settings.iterations,
             loss=self.health.loss,
-            gaussians=len(self.params["means"]),
-            alive=alive,
+            gaussians=count,
+            alive=count - self._dead(),
             steps_per_s=round(clock.rate(self.step), 2),
         )
 
