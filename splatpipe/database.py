@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -120,10 +121,16 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
             path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentProblem(f"{path.parent}: cannot be made ({error.strerror}).") from error
-    uri = path.absolute().as_uri() + ("?mode=ro" if read_only else "")
+    uri = path.absolute().as_uri() + (_reading(path) if read_only else "")
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     return db
+
+
+def _reading(path: Path) -> str:
+    """How to open for reading: where nobody can write, SQLite must be told so, or it wants to make its WAL files."""
+    frozen = not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
+    return "?mode=ro&immutable=1" if frozen else "?mode=ro"
 
 
 def _sentence(path: Path, error: sqlite3.Error) -> SplatpipeError:

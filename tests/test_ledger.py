@@ -246,3 +246,16 @@ def test_a_folder_without_permission_is_a_problem_of_the_machine(tmp_path: Path)
             Ledger(tmp_path / "ledger.sqlite")
     finally:
         tmp_path.chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_run_on_read_only_media_can_still_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.put_patch("p000", cameras=1, points=1)
+    tmp_path.chmod(0o555)
+    try:
+        with Ledger(path, read_only=True) as reader:
+            assert [patch["id"] for patch in reader.status()["patches"]] == ["p000"]
+    finally:
+        tmp_path.chmod(0o755)

@@ -140,7 +140,7 @@ def test_a_splat_of_an_earlier_run_never_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["hang", "hang_deaf"])
 def test_a_silent_child_is_ended_with_all_it_started(tmp_path: Path, kind: str) -> None:
     request = make_request(tmp_path, limits=QUICK)
-    result = attempt(request, fails=kind, grandchild=True)
+    result = attempt(request, fails=kind, grandchild=True, stray=True)
     assert result.failure == FailureClass.HANG
     assert result.line == "no sign of life at step 20, ended by splatpipe"
     assert result.exit_status == (-signal.SIGKILL if kind == "hang_deaf" else -signal.SIGTERM)

@@ -48,11 +48,14 @@ def wait(child: int, lifeline: int, supervisor: int, wakeup: int) -> int:
 
     The supervisor's pid is looked at too: a process that it forked without exec would keep the pipe open.
     """
+    poll = select.poll()
+    for pipe in (lifeline, wakeup):
+        poll.register(pipe, select.POLLIN)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status
-        ready, _, _ = select.select([lifeline, wakeup], [], [], 1.0)
+        ready = {pipe for pipe, _ in poll.poll(1000)}
         if wakeup in ready:
             os.read(wakeup, 64)
         if lifeline in ready or os.getppid() != supervisor:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from splatpipe.trainers.base import Command
 MARKER = "SPLATPIPE_ATTEMPT"  # in the environment of every process of an attempt: which attempt it belongs to
 READ_BYTES = 1 << 16
 RECORD = "child.json"
+GONE_S = 5.0  # a killed process may take a moment to give back its memory
 
 
 class ChildProcess:
@@ -27,7 +29,7 @@ class ChildProcess:
 
     def __init__(self, command: Command, attempt: Path) -> None:
         """Start `command`; EnvironmentProblem when it cannot be."""
-        environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **command.env, MARKER: str(attempt)}
+        environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **command.env, MARKER: str(attempt.resolve())}
         program = _executable(command, environment)
         watched, self._lifeline = os.pipe()
         guardian = [sys.executable, "-I", "-S", launch.__file__, str(watched), str(os.getpid())]
@@ -55,6 +57,7 @@ class ChildProcess:
         self.peak_rss = 0
         self.peak_vram = 0
         self.output_ended = False
+        self._seen: set[psutil.Process] = set()
         self._record(attempt)
 
     def _record(self, attempt: Path) -> None:
@@ -95,11 +98,18 @@ class ChildProcess:
 
     def kill(self) -> None:
         """SIGKILL for the group and for descendants that left it."""
-        strays = self._tree()
+        self._tree()
         self.signal_group(signal.SIGKILL)
-        for process in strays:
-            with contextlib.suppress(psutil.Error):
+        for process in self._seen:
+            with contextlib.suppress(psutil.Error):  # psutil compares creation times: a reused id is safe
                 process.kill()
+
+    def clear(self) -> None:
+        """Kill what an exited child left behind, and wait until it is gone; to be called before `reap`."""
+        self.kill()
+        deadline = time.monotonic() + GONE_S
+        while any(map(_lives, (*self._seen, *self._group()))) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def reap(self) -> None:
         """Collect the exit status of a child that has exited, and the peak memory that the kernel kept."""
@@ -125,11 +135,30 @@ class ChildProcess:
         self.peak_vram = max(self.peak_vram, _vram({process.pid for process in tree}))
 
     def _tree(self) -> list[psutil.Process]:
+        """The guardian and its descendants now; they are remembered, because an orphan leaves the tree."""
         try:
             leader = psutil.Process(self.pid)
-            return [leader, *leader.children(recursive=True)]
+            tree = [leader, *leader.children(recursive=True)]
         except psutil.Error:
             return []
+        self._seen.update(tree)
+        return tree
+
+    def _group(self) -> list[psutil.Process]:
+        """Everything in the child's process group, orphans included."""
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.getpgid(pid) == self.pid:
+                    found.append(psutil.Process(pid))
+        return found
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
 
 
 def _executable(command: Command, environment: dict[str, str]) -> str:
@@ -190,7 +219,7 @@ def _survivors(attempt: Path, session: int, created: float) -> list[psutil.Proce
             if process.pid == session:
                 ours = abs(process.create_time() - created) < 0.05
             else:
-                ours = process.environ().get(MARKER) == str(attempt)
+                ours = process.environ().get(MARKER) == str(attempt.resolve())
         except (psutil.Error, OSError):
             continue
         if ours:

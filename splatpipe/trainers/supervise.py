@@ -145,7 +145,7 @@ class Watch:
             self._enforce()
             if time.monotonic() > self._give_up_at:
                 return
-        self.child.kill()  # the leader is a zombie, so the group's id is still ours
+        self.child.clear()  # the leader is a zombie, so the group's id is still ours
         self.child.reap()
         while self._take():
             pass
@@ -159,6 +159,7 @@ class Watch:
             while not self.child.has_exited() and time.monotonic() < deadline:
                 time.sleep(0.02)
             if self.child.has_exited():
+                self.child.clear()
                 self.child.reap()
         self.child.close()
         if self.child.exit_status is not None:

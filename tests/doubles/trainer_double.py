@@ -49,6 +49,7 @@ class Behaviour:
     step_s: float = 0.0  # seconds between them
     noise: bool = False  # progress bars with carriage returns, ANSI codes, bad UTF-8, half lines
     grandchild: bool = False  # starts a process of its own, which would live for ever
+    stray: bool = False  # in a session of its own, too
     blind: tuple[str, ...] = ()  # cameras that see nothing, unless left out
     relocated: float = 0.02  # share of the Gaussians relocated at a refinement
     psnr: float = 25.0
@@ -199,7 +200,9 @@ class Child:
         sys.stdout.buffer.flush()
 
     def _start_grandchild(self) -> None:
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=self.behaviour.stray
+        )
         (self.request.out / "grandchild.pid").write_text(str(child.pid))
 
     def _evaluate(self) -> None:
