@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -64,7 +65,8 @@ def rasterization(
     return rasterize(frame, viewmats, Ks, backgrounds, (means, quats, scales, opacities, base, rest))
 
 
-def warm_up(announce: Any = None) -> bool:
+def warm_up(announce: Callable[[str], None] | None = None) -> bool:
+    """Compile the CPU kernels if need be, after telling `announce`; True if they were not compiled before."""
     from splatpipe.splatting.raster.warmup import warm_up as compile_all
 
     return compile_all(announce)
