@@ -99,9 +99,7 @@ def complete(profile: Mapping[str, Any], settings: TrainSettings, init_scaling: 
     that we do not know are kept.
     """
     if settings.sh_degree == 0:
-        raise ConfigError(
-            "training.sh_degree: LichtFeld Studio crashes with 0; use 1, or training.trainer: gsplat."
-        )
+        raise ConfigError("training.sh_degree: LichtFeld Studio crashes with 0; use 1, or training.trainer: gsplat.")
     defaults = TrainSettings()
     config = {**CONSTANTS, **_values(defaults), **profile}
     changed = {key for key, field in FIELDS.items() if getattr(settings, field) != getattr(defaults, field)}

@@ -10,7 +10,7 @@ from splatpipe.failures.classes import FailureClass
 
 Event = dict[str, Any]
 
-NUMBER = r"[-+]?(?:nan(?:\([^)]*\))?|inf(?:inity)?|[0-9.]+(?:[eE][-+]?\d+)?)"
+NUMBER = r"[-+]?(?:nan(?:\([^)]*\))?|inf(?:inity)?|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 PROGRESS = re.compile(
     rf"(?P<step>\d+)/(?P<total>\d+)\s*\|\s*Loss:\s*(?P<loss>{NUMBER})\s*\|\s*Splats:\s*(?P<count>\d+)", re.IGNORECASE
 )
@@ -63,8 +63,11 @@ class LogReader:
     def read(self, line: str) -> list[Event]:
         """The events of one line, which must be free of ANSI codes and line ends.
 
-        A log line often stands right behind the unfinished bar, so one line can tell several things.
+        A log line often stands right behind the unfinished bar, so one line can tell several things. After an
+        `error` nothing more is told: the child is being ended.
         """
+        if self.condemned:
+            return []
         events = [] if ADDED.search(line) else self.flush()
         for pattern, handle in self._HANDLERS:
             found = pattern.search(line)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 PINHOLE = (0, 1)
 PARAMETERS = {0: 3, 1: 4, 2: 4, 3: 5, 4: 8, 5: 8}  # of COLMAP's camera models, by number
 SH_C0 = 0.28209479177387814
@@ -112,6 +110,8 @@ def _points(data: bytes) -> list[Point]:
 
 def write_result(path: Path, data: Dataset, count: int, config: dict[str, Any], end: str) -> None:
     """A PLY in INRIA's layout: the points, over and over, as Gaussians of LFS's initial size for a distance of 0.05."""
+    import numpy as np  # here, so that runs that write nothing start quickly
+
     if end in ("two_splats", "other_count"):
         count = 2 if end == "two_splats" else count // 2
     rest = 3 * ((config["sh_degree"] + 1) ** 2 - 1)

@@ -5,7 +5,8 @@
                 conditions hold ends the run at step `at` in the way `do` (lichtfeld_failures, or nan, collapse,
                 hang, hang_deaf, kill, segfault)
   start         libraries, no_driver or old_driver: it does not even answer --help
-  end           no_ply, project_only, half_ply, two_splats, not_finite, flung, giant, faded, other_count, in_cwd
+  end           no_ply, project_only, half_ply, two_splats, not_finite, flung, giant, faded, other_count, in_cwd,
+                stuck (never grows)
   status        exit status after a complete run
   points        how many points it says it has read
   step_seconds  time for each step
@@ -188,6 +189,8 @@ class Training:
         if not (c["start_refine"] < self.step < c["stop_refine"] and self.step % c["refine_every"] == 0):
             return
         grown = max(self.count, min(self.cap, int(1.05 * self.count)))
+        if self.double.behaviour.get("end") == "stuck":
+            grown = self.count
         if self.arguments.get("log-level") == "debug" and self.double.version.startswith("0.5"):
             dead = int(self.share * self.count)
             self.double.log(f"MCMC: Relocated {dead} dead Gaussians at iteration {self.step}", "mcmc.cpp:210", "debug")
