@@ -79,10 +79,10 @@ def _halve(
     weights = 1.0 / np.bincount(cell.rows, minlength=len(cell.cameras))  # every camera counts the same
     load = np.bincount(cell.points, weights=weights[cell.rows], minlength=len(positions)).astype(np.float64)
     seen = np.flatnonzero(load)
-    load, places = load[seen], positions[seen].T
-    sides = {axis: _side(places[axis], load) for axis in GROUND_AXES}
+    sorted_axes = {axis: _sorted(positions[seen, axis], load[seen]) for axis in GROUND_AXES}
+    sides = {axis: _side(*along) for axis, along in sorted_axes.items()}
     for axis in sorted(sides, key=lambda axis: -round(sides[axis] / (max(sides.values()) or 1.0), 6)):
-        at = _cut_position(places[axis], load, sides[axis], pieces, len(cell.cameras), settings)
+        at = _cut_position(*sorted_axes[axis], sides[axis], pieces, len(cell.cameras), settings)
         if at is None:
             continue
         goes_left = _home_left(cell, positions[cell.points, axis] < at, pieces, settings)
@@ -93,26 +93,29 @@ def _halve(
     return None
 
 
-def _side(x: NDArray[np.float64], load: NDArray[np.float64]) -> float:
+def _sorted(x: NDArray[np.float64], load: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ascending coordinates, and the share of the load up to and with each."""
+    order = np.argsort(x)
+    share = np.cumsum(load[order])
+    return x[order], share / share[-1]
+
+
+def _side(x: NDArray[np.float64], share: NDArray[np.float64]) -> float:
     """Length between the `SPREAD` quantiles of the load."""
-    order = np.argsort(x, kind="stable")
-    share = np.cumsum(load[order]) / load.sum()
     low, high = np.searchsorted(share, SPREAD).clip(0, len(x) - 1)
-    return float(x[order[high]] - x[order[low]])
+    return float(x[high] - x[low])
 
 
 def _cut_position(
     x: NDArray[np.float64],
-    load: NDArray[np.float64],
+    share: NDArray[np.float64],
     side: float,
     pieces: int,
     cameras: int,
     settings: PatchingSettings,
 ) -> float | None:
     """Between two points near the balanced share of the load, in a wide gap if there is one in reach."""
-    order = np.argsort(x, kind="stable")
-    x, share = x[order], np.cumsum(load[order])[:-1] / load.sum()
-    gaps = np.diff(x)
+    share, gaps = share[:-1], np.diff(x)
     possible = gaps > SAME_PLACE * max(side, float(x[-1] - x[0]) * SAME_PLACE)
     few = min(settings.min_points, len(x) // 4)
     enough = possible.copy()

@@ -73,11 +73,12 @@ def _patches(
     held_in = assign_holdout(holdout, counts[holdout])
     may_train = np.zeros((scene.n_cameras, 1), np.int64)
     may_train[training] = 1
+    bounds = np.quantile(positions[:, :2], BOUNDS, axis=0)
     digits = max(3, len(str(len(cells) - 1)))
     patches = []
     for i, cell in enumerate(cells):
         cameras, reasons = choose_cameras(i, cell.cameras, counts * may_train, owner, seen, settings)
-        buffered = cell.core.grown(_margin(cell.core, positions, settings.buffer))
+        buffered = cell.core.grown(settings.buffer * _shorter_edge(cell.core, positions[owner == i, :2], bounds))
         points, roles = _points(cell.core, buffered, positions, seen.pairs(cameras)[1], settings.background)
         patches.append(
             Patch(
@@ -95,16 +96,16 @@ def _patches(
     return tuple(patches)
 
 
-def _margin(core: Box, positions: NDArray[np.float64], buffer: float) -> float:
-    """`buffer` times the shorter ground edge of the core, outer edges taken at the scene's robust bounds."""
-    low, high = np.quantile(positions[:, :2], BOUNDS, axis=0)
-    inside = core.contains(positions)
-    own = positions[inside][:, :2] if inside.any() else positions[:, :2]
-    # An outer core may lie wholly beyond the robust bounds; then its own points are its edge.
-    lower = np.where(np.isfinite(core.lower[:2]), core.lower[:2], np.minimum(np.maximum(low, own.min(0)), own.max(0)))
-    upper = np.where(np.isfinite(core.upper[:2]), core.upper[:2], np.maximum(np.minimum(high, own.max(0)), own.min(0)))
-    edges = np.abs(upper - lower)
-    return float(buffer * edges.min())
+def _shorter_edge(core: Box, own: NDArray[np.float64], bounds: NDArray[np.float64]) -> float:
+    """The core's shorter ground edge; an unbounded side ends at the scene's robust bounds, (2, 2) low and high.
+
+    `own` are the core's points (N, 2), which limit an outer core that lies beyond those bounds.
+    """
+    low, high = bounds
+    nearest, farthest = own.min(axis=0), own.max(axis=0)
+    lower = np.where(np.isfinite(core.lower[:2]), core.lower[:2], np.clip(low, nearest, farthest))
+    upper = np.where(np.isfinite(core.upper[:2]), core.upper[:2], np.clip(high, nearest, farthest))
+    return float(np.abs(upper - lower).min())
 
 
 def _points(
@@ -112,8 +113,10 @@ def _points(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Point indices of a patch and their roles; of the far points that its cameras see, an even sample by distance."""
     near = np.flatnonzero(buffered.contains(positions))
-    far = np.unique(seen_points)
-    far = far[~buffered.contains(positions[far])]
+    is_far = np.zeros(len(positions), bool)
+    is_far[seen_points] = True
+    is_far[near] = False
+    far = np.flatnonzero(is_far)
     quota = min(int(background * len(near)), len(far))
     if quota:
         away = np.maximum(np.maximum(core.lower - positions[far], positions[far] - core.upper), 0)

@@ -26,7 +26,13 @@ class Box:
 
     def contains(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """(N,) for (N, 3) points in the cutting frame. Boxes that share a face share no point."""
-        return np.asarray(((points >= self.lower) & (points < self.upper)).all(axis=1))
+        inside = np.ones(len(points), bool)
+        for axis in range(3):
+            if self.lower[axis] > -np.inf:
+                inside &= points[:, axis] >= self.lower[axis]
+            if self.upper[axis] < np.inf:
+                inside &= points[:, axis] < self.upper[axis]
+        return inside
 
     def cut(self, axis: int, at: float) -> tuple[Box, Box]:
         """The part below `at` along `axis`, and the rest."""

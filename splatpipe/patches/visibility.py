@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.scene.arrays import Scene
-from splatpipe.scene.tracks import point_of_observation
+from splatpipe.scene.tracks import group, point_of_observation
 
 POOR = 20  # a camera with fewer tracked points is also judged by what projects into its image
 SAMPLE = 20_000  # points projected for such a camera
@@ -46,9 +46,7 @@ def visibility(scene: Scene) -> Visibility:
         points = np.concatenate([points, extra_points])
         pair = np.unique(cameras.astype(np.int64) * scene.n_points + points)
         cameras, points = (pair // scene.n_points).astype(np.int32), pair % scene.n_points
-    order = np.argsort(cameras, kind="stable")
-    offsets = np.zeros(scene.n_cameras + 1, np.int64)
-    np.cumsum(np.bincount(cameras, minlength=scene.n_cameras), out=offsets[1:])
+    order, offsets = group(cameras, scene.n_cameras)
     return Visibility(offsets, points[order])
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from splatpipe.errors import SceneError
 from splatpipe.files import atomic_path
 from splatpipe.scene.arrays import Intrinsics
-from splatpipe.scene.model import Model, camera_models
+from splatpipe.scene.model import Model, camera_models, rows_of_ids
+from splatpipe.scene.tracks import group
 
 NO_POINT = -1  # stored as 2^64 - 1
 OBSERVATION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])
@@ -182,8 +183,8 @@ def write_binary(folder: Path, model: Model) -> None:
         path.write_bytes(_cameras_bytes(list(model.cameras.values())))
     with atomic_path(folder / "images.bin") as path:
         path.write_bytes(_images_bytes(model, starts))
-    with atomic_path(folder / "points3D.bin") as path:
-        path.write_bytes(_points_bytes(model, starts).data)
+    with atomic_path(folder / "points3D.bin") as path, path.open("wb") as handle:
+        handle.writelines(_points_chunks(model, starts))
 
 
 def _cameras_bytes(cameras: Sequence[Intrinsics]) -> bytes:
@@ -207,29 +208,25 @@ def _images_bytes(model: Model, starts: NDArray[np.int64]) -> bytes:
     return b"".join(parts)
 
 
-def _points_bytes(model: Model, starts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """All point records, head and track elements scattered to their places."""
-    row_of = np.searchsorted(model.point_ids, model.obs_points)
-    order = np.argsort(row_of, kind="stable")
-    lengths = np.bincount(row_of, minlength=len(model.point_ids))
-    heads = np.empty(len(model.point_ids), POINT)
-    heads["id"], heads["xyz"], heads["rgb"] = model.point_ids, model.points, model.colors
-    heads["error"], heads["length"] = model.errors, lengths
+def _points_chunks(model: Model, starts: NDArray[np.int64]) -> Iterator[memoryview]:
+    """points3D.bin piece by piece. Records of one track length have one layout, so they are written together."""
+    rows = rows_of_ids(model.point_ids, model.obs_points)
+    order, offsets = group(rows, len(model.point_ids))
+    lengths = np.diff(offsets)
     elements = np.empty(len(order), TRACK_ELEMENT)
     elements["image"] = model.image_ids[model.obs_images[order]]
     elements["index"] = (np.arange(len(order)) - starts[model.obs_images])[order]
-    first = np.cumsum(lengths) - lengths  # of each point's elements
-    head_at = 8 + POINT.itemsize * np.arange(len(heads)) + TRACK_ELEMENT.itemsize * first
-    element_at = 8 + TRACK_ELEMENT.itemsize * np.arange(len(order)) + POINT.itemsize * (row_of[order] + 1)
-    data = np.empty(8 + heads.nbytes + elements.nbytes, np.uint8)
-    data[:8] = np.frombuffer(struct.pack("<Q", len(heads)), np.uint8)
-    _scatter(data, head_at, heads)
-    _scatter(data, element_at, elements)
-    return data
-
-
-def _scatter(data: NDArray[np.uint8], at: NDArray[np.int64], records: NDArray[Any]) -> None:
-    size = records.dtype.itemsize
-    rows = records.view(np.uint8).reshape(len(records), size)
-    for first in range(0, len(records), CHUNK):
-        data[at[first : first + CHUNK, None] + np.arange(size)] = rows[first : first + CHUNK]
+    yield memoryview(struct.pack("<Q", len(lengths)))
+    for length in np.unique(lengths):
+        alike = np.flatnonzero(lengths == length)
+        for first in range(0, len(alike), CHUNK):
+            some = alike[first : first + CHUNK]
+            records = np.empty(len(some), [*POINT.descr, ("track", TRACK_ELEMENT, (int(length),))])
+            records["id"], records["xyz"], records["rgb"] = (
+                model.point_ids[some],
+                model.points[some],
+                model.colors[some],
+            )
+            records["error"], records["length"] = model.errors[some], length
+            records["track"] = elements[offsets[some][:, None] + np.arange(length)]
+            yield records.view(np.uint8).data if len(records) else memoryview(b"")

@@ -16,9 +16,9 @@ from splatpipe.scene import photographs
 from splatpipe.scene.arrays import Intrinsics, Scene, Similarity
 from splatpipe.scene.binary import read_binary, write_binary
 from splatpipe.scene.findings import Finding
-from splatpipe.scene.model import Model
+from splatpipe.scene.model import Model, rows_of_ids
 from splatpipe.scene.text import read_text
-from splatpipe.scene.tracks import observations_of
+from splatpipe.scene.tracks import group, observations_of
 
 MODEL_FILES = ("cameras", "images", "points3D")
 MODEL_PLACES = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".")
@@ -128,7 +128,7 @@ def _take_images(model: Model, index: NDArray[np.integer]) -> Model:
     row = np.full(len(model.names), -1, np.int32)
     row[index] = np.arange(len(index), dtype=np.int32)
     kept = np.flatnonzero(row[model.obs_images] >= 0)
-    kept = kept[np.argsort(row[model.obs_images[kept]], kind="stable")]
+    kept = kept[group(row[model.obs_images[kept]], len(index))[0]]
     return replace(
         model,
         image_ids=model.image_ids[index],
@@ -181,11 +181,10 @@ def _tracks(
     model: Model, point_ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], int]:
     """CSR tracks of the points `point_ids` (sorted), and how many observations name another point."""
-    rows = np.minimum(np.searchsorted(point_ids, model.obs_points), max(len(point_ids) - 1, 0))
-    known = np.flatnonzero(point_ids[rows] == model.obs_points) if len(point_ids) else np.empty(0, np.int64)
-    order = known[np.argsort(rows[known], kind="stable")]
-    offsets = np.zeros(len(point_ids) + 1, np.int64)
-    np.cumsum(np.bincount(rows[known], minlength=len(point_ids)), out=offsets[1:])
+    rows = rows_of_ids(point_ids, model.obs_points)
+    known = np.flatnonzero(rows >= 0)
+    order, offsets = group(rows[known], len(point_ids))
+    order = known[order]
     return offsets, model.obs_images[order], model.obs_xy[order], len(rows) - len(known)
 
 
@@ -284,7 +283,7 @@ def subset(
     row[cameras] = np.arange(len(cameras), dtype=np.int32)
     seen = observations_of(scene, points)
     kept = np.flatnonzero(row[seen.cameras] >= 0)
-    kept = kept[np.argsort(row[seen.cameras[kept]], kind="stable")]
+    kept = kept[group(row[seen.cameras[kept]], len(cameras))[0]]
     viewmats, xyz = scene.viewmats[cameras], scene.points[points]
     if similarity is not None:
         viewmats, xyz = similarity.apply_viewmats(viewmats), similarity.apply(xyz)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from splatpipe.scene.arrays import Intrinsics
 
+DENSE = 8  # ids that span less than this many times their count are looked up in a table
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -40,3 +42,17 @@ def camera_models() -> dict[int, tuple[str, int]]:
         if name != "INVALID":
             found[int(member)] = (name, len(pycolmap.Camera.create_from_model_name(1, name, 1.0, 2, 2).params))
     return found
+
+
+def rows_of_ids(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(len(wanted),) the row of each wanted id in the ascending `ids`, -1 where it is not there."""
+    if not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    first, span = ids[0], int(ids[-1]) - int(ids[0]) + 1
+    if span > DENSE * len(ids):
+        rows = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        return np.where(ids[rows] == wanted, rows, -1)
+    table = np.full(span + 1, -1, np.int64)  # a look-up is several times faster than a search
+    table[ids - first] = np.arange(len(ids))
+    inside = (wanted >= first) & (wanted <= ids[-1])
+    return table[np.where(inside, wanted - first, span)]
