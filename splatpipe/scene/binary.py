@@ -222,11 +222,8 @@ def _points_chunks(model: Model, starts: NDArray[np.int64]) -> Iterator[memoryvi
         for first in range(0, len(alike), CHUNK):
             some = alike[first : first + CHUNK]
             records = np.empty(len(some), [*POINT.descr, ("track", TRACK_ELEMENT, (int(length),))])
-            records["id"], records["xyz"], records["rgb"] = (
-                model.point_ids[some],
-                model.points[some],
-                model.colors[some],
-            )
+            records["id"], records["xyz"] = model.point_ids[some], model.points[some]
+            records["rgb"] = model.colors[some]
             records["error"], records["length"] = model.errors[some], length
             records["track"] = elements[offsets[some][:, None] + np.arange(length)]
             yield records.view(np.uint8).data if len(records) else memoryview(b"")
