@@ -16,6 +16,7 @@ from doubles.lichtfeld_versions import VERSIONS
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json
+from splatpipe.policy.ladder import RetrySettings, next_request
 from splatpipe.scene.colmap import read_model
 from splatpipe.splatting.ply import read_splats
 from splatpipe.trainers.base import Attempt, TrainRequest
@@ -85,6 +86,20 @@ def test_the_p7_table(tmp_path: Path) -> None:
         0.3: (None, 1500),
         1.0: (FailureClass.NAN_DIVERGENCE, 300),
     }
+
+
+@pytest.mark.parametrize("version", ["oct", "0.3"])
+def test_the_ladder_climbs_to_the_rung_that_trains(tmp_path: Path, version: str) -> None:
+    """Builds before v0.5 crash on a blind camera, each with its own words; both are one class."""
+    what = "launch_config_c10" if version == "oct" else "launch_config"
+    rules = [{"do": what, "at": 20, "below_init_scaling": 0.15}, {"do": what, "at": 101, "below_init_scaling": 0.25}]
+    first = lichtfeld_request(tmp_path)
+    history: list[Attempt] = []
+    while (decision := next_request(first, history, RetrySettings())).request is not None:
+        history.append(attempt(tmp_path, version, decision.request, rules=rules)[0])
+    assert [a.request.init_scaling for a in history] == [0.1, 0.2, 0.3]
+    assert [a.failure for a in history] == [FailureClass.LAUNCH_CONFIG, FailureClass.LAUNCH_CONFIG, None]
+    assert [a.request.attempt for a in history] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -258,3 +273,26 @@ def test_the_configuration_of_a_run_stays_beside_it(tmp_path: Path) -> None:
 def test_the_expected_count_is_what_mcmc_reaches(points: int, cap: int, stop: int, count: int) -> None:
     aim = Aim(30_000, points, np.zeros(3), 1.0, cap, 500, stop, 100, 0.005)
     assert aim.count == count
+
+
+@pytest.mark.slow
+def test_a_real_training_over_the_lfs_path_fits_the_photographs_in_scene_coordinates(tmp_path: Path) -> None:
+    """The double trains through our own loop; what comes back is judged with the scene's own cameras."""
+    from scenes import synthetic_scene, write_scene
+
+    from splatpipe.merge.evaluate import evaluate_splat
+    from splatpipe.splatting.views import Views
+
+    settings = replace(SETTINGS, iterations=400, refine_start=100, refine_stop=350)
+    limits = replace(LIMITS, startup_silence_s=240.0, silence_s=240.0, wall_s=0.0)  # kernels may have to be compiled
+    request = lichtfeld_request(tmp_path, settings=settings, limits=limits, init_scaling=0.3)
+    scene = write_scene(tmp_path / "scene", synthetic_scene(n_cameras=12, n_points=400))
+    for name in scene.names:
+        (request.patch.images / name).write_bytes((scene.image_dir / name).read_bytes())
+    result, events = attempt(tmp_path, request=request, train=True)
+    assert (result.failure, result.last_step) == (None, 400)
+    assert [event["step"] for event in events if event["event"] == "refine"] == [200, 300]
+    paths = tuple(scene.image_dir / name for name in scene.names)
+    views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes)
+    trained = evaluate_splat(request.files.splat, views)
+    assert trained.psnr > 20

@@ -160,9 +160,8 @@ class Training:
         if self.double.behaviour.get("train"):
             from doubles.lichtfeld_training import train
 
-            splats = train(self)
-            self.finish()
-            splats.write(self.result_path)
+            train(self)
+            self.say_goodbye()
             return None
         while self.step < self.total:
             status = self.one_step()
@@ -191,13 +190,17 @@ class Training:
         grown = max(self.count, min(self.cap, int(1.05 * self.count)))
         if self.double.behaviour.get("end") == "stuck":
             grown = self.count
-        if self.arguments.get("log-level") == "debug" and self.double.version.startswith("0.5"):
-            dead = int(self.share * self.count)
-            self.double.log(f"MCMC: Relocated {dead} dead Gaussians at iteration {self.step}", "mcmc.cpp:210", "debug")
-            if grown > self.count:
-                added = f"MCMC: Added {grown - self.count} new Gaussians at iteration {self.step} (total: {grown})"
-                self.double.log(added, "mcmc.cpp:311", "debug")
+        self.report_refinement(self.step, int(self.share * self.count), grown - self.count, grown)
         self.count = grown
+
+    def report_refinement(self, step: int, relocated: int, added: int, total: int) -> None:
+        """The two lines that builds of v0.5 print when asked for debug messages."""
+        if self.arguments.get("log-level") != "debug" or not self.double.version.startswith("0.5"):
+            return
+        self.double.log(f"MCMC: Relocated {relocated} dead Gaussians at iteration {step}", "mcmc.cpp:210", "debug")
+        if added:
+            text = f"MCMC: Added {added} new Gaussians at iteration {step} (total: {total})"
+            self.double.log(text, "mcmc.cpp:311", "debug")
 
     def draw(self) -> None:
         share = self.step / self.total
@@ -245,6 +248,9 @@ class Training:
         print(f"\n✓ Training completed in {self.total * 0.004:.3f}s (avg 243.1 iter/s)")
         print(f"✓ Final splats: {self.count}", flush=True)
 
+    def say_goodbye(self) -> None:
+        self.double.log(SUCCESS_LINE.get(self.double.version, "Headless training completed"), "application.cpp:240")
+
     @property
     def result_path(self) -> Path:
         name = self.arguments.get("output-name")
@@ -260,8 +266,7 @@ class Training:
             (self.output / "project.licht").write_bytes(b"LICHT")
         elif end != "no_ply" and exports:
             write_result(self.result_path, self.data, self.count, self.config, end)
-        line = SUCCESS_LINE.get(self.double.version, "Headless training completed")
-        self.double.log(line, "application.cpp:240")
+        self.say_goodbye()
         if self.double.behaviour.get("status"):
             print("cudaErrorCudartUnloading: driver shutting down", file=sys.stderr)
         return None
