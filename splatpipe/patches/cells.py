@@ -124,7 +124,7 @@ def _cut_position(
     if not len(choice):
         return None
     left = pieces // 2
-    room = math.ceil(cameras / pieces) if pieces * settings.max_cameras < cameras else _room(settings)
+    room = _room(settings)
     low, high = 1 - (pieces - left) * room / cameras, left * room / cameras
     reach = choice[(share[choice] >= max(low, 0.5 * left / pieces)) & (share[choice] <= min(high, 0.75))]
     wide = reach[gaps[reach] > WIDE_GAP * side]

@@ -19,6 +19,8 @@ from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.colmap import assemble, read_model, write_model
 from splatpipe.scene.tracks import observations_of
 
+SAMPLE = 20_000  # core points that stand for all when distances are measured
+
 
 class HasJson(Protocol):
     """Anything that goes into patch.json."""
@@ -54,6 +56,7 @@ def normalising_similarity(scene: Scene, patch: Patch) -> Similarity:
 
 
 def _typical_distance(scene: Scene, patch: Patch, core: NDArray[np.int64], center: NDArray[np.float64]) -> float:
+    core = core[:: max(len(core) // SAMPLE, 1)]
     seen = observations_of(scene, core)
     ours = np.isin(seen.cameras, patch.camera_index)
     distances = np.linalg.norm(scene.points[core[seen.rows[ours]]] - scene.centers[seen.cameras[ours]], axis=1)

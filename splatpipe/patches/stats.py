@@ -13,7 +13,7 @@ from splatpipe.patches.footprints import visible_counts
 from splatpipe.patches.patch import Patch, Role
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.tracks import observations_of
-from splatpipe.splatting.spacing import initial_scales_gsplat, initial_scales_lfs, neighbour_distances
+from splatpipe.splatting.spacing import gsplat_sizes, lichtfeld_sizes, neighbour_distances
 
 RUNGS = (0.1, 0.2, 0.3, 0.4)
 ROBUST = (0.01, 0.99)  # quantiles of the robust extent
@@ -89,8 +89,9 @@ def patch_stats(
     """Measure a patch. Initial sizes follow each trainer's own rule, in training coordinates."""
     extent, full = _extents(scene, patch)
     means = similarity.apply(scene.points[patch.point_index])
-    distance = neighbour_distances(means).mean(axis=1)
-    unit_scales = {"gsplat": initial_scales_gsplat(means, 1.0), "lichtfeld": initial_scales_lfs(means, 1.0)}
+    neighbours = neighbour_distances(means)
+    distance = neighbours.mean(axis=1)
+    unit_scales = {"gsplat": gsplat_sizes(neighbours), "lichtfeld": lichtfeld_sizes(neighbours)}
     cameras = patch.camera_index
     visible, seen_share = visible_counts(
         means,

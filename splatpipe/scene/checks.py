@@ -19,8 +19,6 @@ UNITS = (1e-2, 1e4)  # usual median distances from a camera to its points
 FOCAL = (0.2, 5.0)  # usual focal lengths over the image's longer side
 FOCAL_SPREAD = 1.5  # of the focal lengths of equally sized images, largest over smallest
 
-__all__ = ["Finding", "check_scene"]
-
 
 def check_scene(scene: Scene) -> list[Finding]:
     """Findings about cameras, points, tracks, intrinsics and units, in this order."""

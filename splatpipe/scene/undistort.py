@@ -17,7 +17,8 @@ from splatpipe.files import atomic_folder, read_json, write_json
 from splatpipe.scene import photographs
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.binary import write_binary
-from splatpipe.scene.colmap import PINHOLE_MODELS, assemble, read_model, subset
+from splatpipe.scene.colmap import assemble, read_model, subset
+from splatpipe.scene.intrinsics import PINHOLE_MODELS
 
 KEY_FILE = "undistorted.json"
 JPEG_QUALITY = 98

@@ -32,24 +32,27 @@ def neighbour_distances(points: NDArray[np.floating], k: int = 3) -> NDArray[np.
 
 def initial_scales_gsplat(points: NDArray[np.floating], init_scaling: float) -> NDArray[np.float64]:
     """(N,) sigma = init_scaling * sqrt(mean squared distance to 3 neighbours), as gsplat's simple_trainer."""
-    distances = neighbour_distances(points)
-    return init_scaling * np.sqrt(np.maximum(np.mean(distances**2, axis=1), MIN_DISTANCE**2))
+    return init_scaling * gsplat_sizes(neighbour_distances(points))
 
 
 def initial_scales_lfs(points: NDArray[np.floating], init_scaling: float) -> NDArray[np.float64]:
     """(N,) sigma = init_scaling * sqrt(d), d the mean distance to up to 3 neighbours, as LichtFeld Studio.
 
-    Not equivariant to the scene's units. LFS works in float32, skips neighbours with d^2 <= 1e-8, takes
-    0.01 where none is left and clamps d to 1e-7 (trainers.md, A8; splat_data.cpp 63-110).
+    Not equivariant to the scene's units: neighbours with d^2 <= 1e-8 do not count, 0.01 stands in where none is
+    left, and d is clamped to 1e-7 (trainers.md, A8; splat_data.cpp 63-110).
     """
-    points = np.asarray(points, np.float64).reshape(-1, 3)
-    return init_scaling * np.sqrt(_lfs_distance(neighbour_distances(points), len(points)))
+    return init_scaling * lichtfeld_sizes(neighbour_distances(points))
 
 
-def _lfs_distance(distances: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """(N,) LFS's d from the (N, 3) neighbour distances of n points; repeated neighbours do not count."""
+def gsplat_sizes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) gsplat's sigma at init_scaling 1, from the (N, 3) `neighbour_distances` of all N points."""
+    return np.sqrt(np.maximum(np.mean(distances**2, axis=1), MIN_DISTANCE**2))
+
+
+def lichtfeld_sizes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) LichtFeld's sigma at init_scaling 1, from the (N, 3) `neighbour_distances` of all N points."""
     used = distances**2 > LFS_DUPLICATE
-    used[:, max(n - 1, 0) :] = False
+    used[:, max(len(distances) - 1, 0) :] = False  # repeated where there are fewer than 3 others
     count = used.sum(axis=1)
     mean = (distances * used).sum(axis=1) / np.maximum(count, 1)
-    return np.maximum(np.where(count > 0, mean, LFS_LONELY), MIN_DISTANCE)
+    return np.sqrt(np.maximum(np.where(count > 0, mean, LFS_LONELY), MIN_DISTANCE))
