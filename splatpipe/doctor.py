@@ -26,6 +26,7 @@ LICHTFELD_NAMES = ("LichtFeld-Studio", "lichtfeld-studio")
 
 GSPLAT_PROBE = """
 import torch, gsplat
+from splatpipe.scene.library import load_pycolmap
 one = dict(device="cuda")
 image, alpha, _ = gsplat.rasterization(
     torch.tensor([[0.0, 0.0, 2.0]], **one), torch.tensor([[1.0, 0.0, 0.0, 0.0]], **one),
@@ -213,8 +214,7 @@ def _numba() -> Row:
 
 
 def _pycolmap() -> Row:
-    import pycolmap
-
+    pycolmap = load_pycolmap()
     return Row("pycolmap", "ok", f"{pycolmap.__version__}")
 
 

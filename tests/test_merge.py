@@ -167,11 +167,15 @@ def faulty_splats() -> Splats:
 @pytest.mark.parametrize(
     ("rules", "kept", "dropped"),
     [
-        (MergeSettings(), [4, 5], {"not_finite": 1, "transparent": 1, "oversized": 1, "far_away": 1}),
-        (MergeSettings(min_opacity=0), [2, 4, 5], {"not_finite": 1, "transparent": 0, "oversized": 1, "far_away": 1}),
-        (MergeSettings(max_scale=0), [3, 4, 5], {"not_finite": 1, "transparent": 1, "oversized": 0, "far_away": 1}),
+        (MergeSettings(max_scale=1), [4, 5], {"not_finite": 1, "transparent": 1, "oversized": 1, "far_away": 1}),
         (
-            MergeSettings(max_distance=0),
+            MergeSettings(max_scale=1, min_opacity=0),
+            [2, 4, 5],
+            {"not_finite": 1, "transparent": 0, "oversized": 1, "far_away": 1},
+        ),
+        (MergeSettings(), [3, 4, 5], {"not_finite": 1, "transparent": 1, "oversized": 0, "far_away": 1}),
+        (
+            MergeSettings(max_scale=1, max_distance=0),
             [4, 5, 5000],
             {"not_finite": 1, "transparent": 1, "oversized": 1, "far_away": 0},
         ),
@@ -202,7 +206,7 @@ def test_rules_relative_to_the_scene_do_not_depend_on_its_units(tmp_path: Path) 
         splats.scales[:] = np.log(0.1 * factor)
         splats.scales[2] = np.log(30 * factor)
         part = write_part(tmp_path, "p000", splats)
-        cleaning = Cleaning(MergeSettings(), np.zeros(3), extent=10 * factor)
+        cleaning = Cleaning(MergeSettings(max_scale=1), np.zeros(3), extent=10 * factor)
         report = merge_splats([part], tmp_path / "out.ply", [slab("p000", -INF, INF)], IDENTITY, cleaning)
         assert report.dropped == {"not_finite": 0, "transparent": 0, "oversized": 1, "far_away": 1}
 

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from splatpipe.errors import SceneError
 from splatpipe.scene.arrays import Intrinsics, Scene
+from splatpipe.scene.library import load_pycolmap
 
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
 
 
 def _colmap_camera(intrinsics: Intrinsics):  # type: ignore[no-untyped-def]  # pycolmap.Camera, imported lazily
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     return pycolmap.Camera(
         camera_id=intrinsics.id,

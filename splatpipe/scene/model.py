@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.scene.arrays import Intrinsics
+from splatpipe.scene.library import load_pycolmap
 
 DENSE = 8  # ids that span less than this many times their count are looked up in a table
 
@@ -35,7 +36,7 @@ class Model:
 @cache
 def camera_models() -> dict[int, tuple[str, int]]:
     """COLMAP's camera models: number to name and parameter count, as the installed pycolmap knows them."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     found = {}
     for name, member in pycolmap.CameraModelId.__members__.items():

@@ -19,6 +19,7 @@ from splatpipe.scene.arrays import Scene
 from splatpipe.scene.binary import write_binary
 from splatpipe.scene.colmap import assemble, read_model, subset
 from splatpipe.scene.intrinsics import PINHOLE_MODELS
+from splatpipe.scene.library import load_pycolmap
 
 KEY_FILE = "undistorted.json"
 JPEG_QUALITY = 98
@@ -78,7 +79,7 @@ def _holds(cache: Path, key: str) -> bool:
 
 def _fill(scene: Scene, folder: Path) -> None:
     """Write `images/` and `sparse/` into `folder` through pycolmap."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     source, made = folder / "source", folder / "made"
     everything = np.arange(scene.n_cameras), np.arange(scene.n_points)
@@ -103,7 +104,7 @@ def _fill(scene: Scene, folder: Path) -> None:
 @contextmanager
 def quiet_pycolmap() -> Iterator[None]:
     """pycolmap logs through glog to stderr; keep it to errors that end the process."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     levels = pycolmap.logging.minloglevel, pycolmap.logging.stderrthreshold
     pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value

@@ -80,7 +80,7 @@ def refine(
             _split_hosts(params, optimizer, hosts, min_opacity)
             for name in list(params):
                 params[name] = torch.cat([params[name], params[name][hosts]])
-            optimizer.replace(params)
+            optimizer.append_zero_rows(wanted)
     return Refinement(dead=len(dead), relocated=len(dead), added=wanted)
 
 
