@@ -40,12 +40,18 @@ class LichtfeldTrainer:
         self._profile = read_profile(profile) if profile else {}
 
     def probe(self) -> TrainerInfo:
-        """Whether a LichtFeld Studio is here and starts; `capabilities` are its long flags."""
+        """Whether a LichtFeld Studio is here and starts; `capabilities` are its long flags, and "cuda".
+
+        "cuda" says that GPUs can be told apart, as everywhere; without it LFS takes the first one by itself.
+        """
         try:
             binary = self._binary
         except EnvironmentProblem as problem:
             return TrainerInfo(self.name, False, "", str(problem))
-        return TrainerInfo(self.name, True, binary.version, f"found at {binary.path}", binary.flags)
+        import torch
+
+        flags = binary.flags | {"cuda"} if torch.cuda.is_available() else binary.flags
+        return TrainerInfo(self.name, True, binary.version, f"found at {binary.path}", flags)
 
     def command(self, request: TrainRequest) -> Command:
         """Stage configuration and data below `request.out` and say how to start LFS on them."""
