@@ -18,6 +18,8 @@ from splatpipe.splatting.raster.lanes import (
     exp2,
     larger,
     load,
+    peek,
+    prefetch,
     ramp,
     select,
     smaller,
@@ -33,6 +35,7 @@ PIXELS = TILE_WIDTH * TILE_HEIGHT
 _MAX_ALPHA = np.float32(0.999)
 _THRESHOLD = np.float32(1 / 255)
 _STOP = np.float32(1e-4)
+AHEAD = 8  # Gaussians between asking for a record and using it; `items` is that much longer
 _CHECK = 8  # Gaussians between two looks at whether the whole tile has stopped
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
@@ -84,13 +87,15 @@ def blend(start, stop, width, height, records, offsets, items, transmittance, en
         for i in range(begin, offsets[tile + 1]):
             if (i - begin) % _CHECK == 0 and _all_stopped(transmittance, at):
                 break
-            record = RECORD * items[ITEM * i]
-            dx = px - records[record]
-            dy = py - records[record + 1]
-            adx = dx * records[record + 2]
-            b, c = records[record + 3], records[record + 4]
-            opacity = splat(records[record + 5])
-            r, g, blue = splat(records[record + 6]), splat(records[record + 7]), splat(records[record + 8])
+            prefetch(records, RECORD * np.int64(items[ITEM * (i + AHEAD)]))
+            record = RECORD * np.int64(items[ITEM * i])
+            dx = px - peek(records, record)
+            dy = py - peek(records, record + 1)
+            adx = dx * peek(records, record + 2)
+            b, c = peek(records, record + 3), peek(records, record + 4)
+            opacity = splat(peek(records, record + 5))
+            r, g = splat(peek(records, record + 6)), splat(peek(records, record + 7))
+            blue = splat(peek(records, record + 8))
             number = splat(np.float32(i - begin + 1))
             for row in range(items[ITEM * i + 2], items[ITEM * i + 3]):
                 y = dy + np.float32(row)
@@ -155,7 +160,7 @@ def blend_backward(
         begin = offsets[tile]
         end = begin + _furthest(ends, at)
         for i in range(end, offsets[tile + 1]):
-            slot = SLOT * items[ITEM * i + 1]
+            slot = SLOT * np.int64(items[ITEM * i + 1])
             store(slots, slot, splat(0.0))
             slots[slot + 8] = _ZERO
         if begin == end:
@@ -165,13 +170,17 @@ def blend_backward(
         px = ramp() + (np.float32(tile_x * TILE_WIDTH) + _HALF)
         py = np.float32(tile_y * TILE_HEIGHT) + _HALF
         for i in range(end - 1, begin - 1, -1):
-            record = RECORD * items[ITEM * i]
-            dx = px - records[record]
-            dy = py - records[record + 1]
-            adx = dx * records[record + 2]
-            b, c = records[record + 3], records[record + 4]
-            opacity = splat(records[record + 5])
-            r, g, blue = splat(records[record + 6]), splat(records[record + 7]), splat(records[record + 8])
+            ahead = max(i - AHEAD, begin)
+            prefetch(records, RECORD * np.int64(items[ITEM * ahead]))
+            prefetch(slots, SLOT * np.int64(items[ITEM * ahead + 1]))
+            record = RECORD * np.int64(items[ITEM * i])
+            dx = px - peek(records, record)
+            dy = py - peek(records, record + 1)
+            adx = dx * peek(records, record + 2)
+            b, c = peek(records, record + 3), peek(records, record + 4)
+            opacity = splat(peek(records, record + 5))
+            r, g = splat(peek(records, record + 6)), splat(peek(records, record + 7))
+            blue = splat(peek(records, record + 8))
             number = splat(np.float32(i - begin))
             w1, wx, wy, wxx, wxy, wyy = splat(0.0), splat(0.0), splat(0.0), splat(0.0), splat(0.0), splat(0.0)
             sum_r, sum_g, sum_b = splat(0.0), splat(0.0), splat(0.0)
@@ -208,6 +217,6 @@ def blend_backward(
                 wx = wx + w_dx
                 wxx = wxx + w_dx * dx
                 wxy = wxy + w_dx * y
-            slot = SLOT * items[ITEM * i + 1]
+            slot = SLOT * np.int64(items[ITEM * i + 1])
             store(slots, slot, sums(w1, wx, wy, wxx, wxy, wyy, sum_r, sum_g))
             slots[slot + 8] = total(sum_b)

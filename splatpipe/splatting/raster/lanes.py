@@ -175,6 +175,48 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def peek(typingctx: Any, array: Any, index: Any) -> Any:
+    """`array[i]` without the test for a negative index."""
+    if not _is_row(array):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return builder.load(_pointer(context, builder, sig.args[0], args[0], args[1]))
+
+    return signature(types.float32, array, types.int64), codegen
+
+
+@intrinsic
+def poke(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """`array[i] = value` without the test for a negative index."""
+    if not _is_row(array):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return signature(types.none, array, types.int64, types.float32), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Begin to load the cache line of `array[i]`; any index is harmless."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        byte = ir.IntType(8).as_pointer()
+        pointer = builder.bitcast(_pointer(context, builder, sig.args[0], args[0], args[1]), byte)
+        flags = [_INT] * 3
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, *flags]), "llvm.prefetch.p0"
+        )
+        builder.call(function, [pointer, *(ir.Constant(_INT, v) for v in (0, 3, 1))])  # read, keep, data
+        return context.get_dummy_value()
+
+    return signature(types.none, array, types.int64), codegen
+
+
+@intrinsic
 def gather(typingctx: Any, array: Any, row: Any, last: Any, stride: Any, column: Any) -> Any:
     """`gather(array, row, last, stride, column)`: array[min(row + k, last) * stride + column] for lane k."""
     if not _is_row(array):

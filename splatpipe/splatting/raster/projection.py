@@ -32,6 +32,9 @@ from splatpipe.splatting.raster.lanes import (
     gather,
     load,
     mask_bits,
+    peek,
+    poke,
+    prefetch,
     select,
     splat,
     square_root,
@@ -56,16 +59,22 @@ def _scaled(r, s0, s1, s2):
 
 @kernel
 def _colour(degree, base, base_at, rest, rest_at, basis, lane):
-    """Colour of one Gaussian: three float32."""
+    """Colour of one Gaussian, not yet clamped: three float32."""
     if degree < 0:
-        return base[base_at], base[base_at + 1], base[base_at + 2]
-    r, g, b = SH0 * base[base_at], SH0 * base[base_at + 1], SH0 * base[base_at + 2]
+        return peek(base, base_at), peek(base, base_at + 1), peek(base, base_at + 2)
+    r, g, b = SH0 * peek(base, base_at), SH0 * peek(base, base_at + 1), SH0 * peek(base, base_at + 2)
     for k in range((degree + 1) * (degree + 1) - 1):
-        weight = basis[8 * k + lane]
-        r += weight * rest[rest_at + 3 * k]
-        g += weight * rest[rest_at + 3 * k + 1]
-        b += weight * rest[rest_at + 3 * k + 2]
-    return max(r + _HALF, _ZERO), max(g + _HALF, _ZERO), max(b + _HALF, _ZERO)
+        weight = peek(basis, 8 * k + lane)
+        r += weight * peek(rest, rest_at + 3 * k)
+        g += weight * peek(rest, rest_at + 3 * k + 1)
+        b += weight * peek(rest, rest_at + 3 * k + 2)
+    return r + _HALF, g + _HALF, b + _HALF
+
+
+@kernel
+def _prefetch_row(array, at, floats):
+    for i in range(at, at + floats + 15, 16):
+        prefetch(array, i)
 
 
 @kernel
@@ -80,6 +89,7 @@ def project(
     last = means.size // 3 - 1
     lanes = np.empty(13 * 8, np.float32)
     basis = np.empty(15 * 8, np.float32)
+    bands = max(0, (degree + 1) * (degree + 1) - 1)
     antialiased = cam[26] > 0
     for first in range(start, stop, 8):
         mx, my, mz = gather(means, first, last, 3, 0), gather(means, first, last, 3, 1), gather(means, first, last, 3, 2)
@@ -126,6 +136,12 @@ def project(
             if degree > 0:
                 dx, dy, dz, inverse = unit(mx - cam[20], my - cam[21], mz - cam[22])
                 store_basis(degree, dx, dy, dz, basis)
+        for lane in range(8):  # the rows of those seen lie scattered in memory: ask for all before using one
+            if (bits >> lane) & 1:
+                g = first + lane
+                prefetch(records, RECORD * g)
+                prefetch(base, g * base_stride)
+                _prefetch_row(rest, g * rest_stride + rest_offset, 3 * bands)
         for lane in range(min(8, stop - first)):
             g = first + lane
             slot_first[g] = slot
@@ -142,19 +158,21 @@ def project(
             conic = lanes[40 + lane], lanes[48 + lane], lanes[56 + lane]
             reach = np.float32(2) * math.log(np.float32(255) * opacity)
             extend = min(np.float32(3.33), math.sqrt(max(reach, _ZERO)))
-            rx, ry = math.ceil(extend * math.sqrt(cov[0])), math.ceil(extend * math.sqrt(cov[2]))
+            rx, ry = np.ceil(extend * math.sqrt(cov[0])), np.ceil(extend * math.sqrt(cov[2]))
             if not (rx > 0 or ry > 0) or u + rx <= 0 or u - rx >= width or v + ry <= 0 or v - ry >= height:
                 continue
+            red, green, blue = _colour(degree, base, g * base_stride, rest, g * rest_stride + rest_offset, basis, lane)
+            if not abs(red) + abs(green) + abs(blue) < _LARGEST:
+                continue
+            if degree >= 0:
+                red, green, blue = max(red, _ZERO), max(green, _ZERO), max(blue, _ZERO)
             radii[2 * g] = np.int32(min(rx, _LARGEST))
             radii[2 * g + 1] = np.int32(min(ry, _LARGEST))
             means2d[2 * g], means2d[2 * g + 1], depths[g] = u, v, lanes[80 + lane]
             reach = reach * np.float32(1.0001) + np.float32(1e-4)
             end = cover(u, v, cov, conic, reach, width, height, entries, slot, limit)
-            if end == slot:
-                continue
             slot_count[g] = end - slot
             slot = end
-            rgb = _colour(degree, base, g * base_stride, rest, g * rest_stride + rest_offset, basis, lane)
             record = RECORD * g
             records[record] = u
             records[record + 1] = v
@@ -162,7 +180,7 @@ def project(
             records[record + 3] = LOG2E * conic[1]
             records[record + 4] = _HALF * LOG2E * conic[2]
             records[record + 5] = opacity
-            records[record + 6], records[record + 7], records[record + 8] = rgb
+            records[record + 6], records[record + 7], records[record + 8] = red, green, blue
     return slot
 
 
@@ -183,26 +201,26 @@ def _write_rows(out, first, count, width, lanes, at):
     """Lanes `at`, `at` + 8, ... as the columns of rows first to first + count - 1."""
     for lane in range(count):
         for column in range(width):
-            out[(first + lane) * width + column] = lanes[at + 8 * column + lane]
+            poke(out, (first + lane) * width + column, peek(lanes, at + 8 * column + lane))
 
 
 @kernel
 def _clear_rows(out, first, count, stride, offset, width):
     for row in range(first, first + count):
         for column in range(width):
-            out[row * stride + offset + column] = _ZERO
+            poke(out, row * stride + offset + column, _ZERO)
 
 
 @kernel
 def _harmonics_gradient(v, rest, rest_at, basis, weights, lane, bands, v_rest):
     """Gradient of one Gaussian's bands, and `weights` (coefficients times v) for the direction's gradient."""
     for k in range(bands):
-        weight = basis[8 * k + lane]
+        weight = peek(basis, 8 * k + lane)
         at = rest_at + 3 * k
-        weights[8 * k + lane] = rest[at] * v[0] + rest[at + 1] * v[1] + rest[at + 2] * v[2]
-        v_rest[at] = weight * v[0]
-        v_rest[at + 1] = weight * v[1]
-        v_rest[at + 2] = weight * v[2]
+        poke(weights, 8 * k + lane, peek(rest, at) * v[0] + peek(rest, at + 1) * v[1] + peek(rest, at + 2) * v[2])
+        poke(v_rest, at, weight * v[0])
+        poke(v_rest, at + 1, weight * v[1])
+        poke(v_rest, at + 2, weight * v[2])
 
 
 @kernel
@@ -221,7 +239,13 @@ def project_backward(
         count = min(8, stop - first)
         hit = False
         for lane in range(count):
-            hit = hit or slot_count[first + lane] > 0
+            g = first + lane
+            if slot_count[g] > 0:
+                hit = True
+                prefetch(records, RECORD * g)
+                prefetch(slots, SLOT * np.int64(slot_first[g]))
+                _prefetch_row(rest, g * rest_stride + rest_offset, 3 * bands)
+                _prefetch_row(v_rest, g * rest_stride + rest_offset, 3 * bands)
         if not hit:
             _clear_rows(v_means, first, count, 3, 0, 3)
             _clear_rows(v_quats, first, count, 4, 0, 4)

@@ -30,13 +30,13 @@ def tile_grid(width: int, height: int) -> tuple[int, int]:
 @kernel
 def _first(edge, low):
     """The first pixel, not below `low`, whose centre is not before `edge`."""
-    return max(math.ceil(edge - _HALF - _PAD), low)
+    return max(np.ceil(edge - _HALF - _PAD), low)
 
 
 @kernel
 def _last(edge, high):
     """The last pixel, not above `high`, whose centre is not behind `edge`."""
-    return min(math.floor(edge - _HALF + _PAD), high)
+    return min(np.floor(edge - _HALF + _PAD), high)
 
 
 @kernel

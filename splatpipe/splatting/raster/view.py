@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.splatting.raster import pool, tiles, workspace
-from splatpipe.splatting.raster.blend import PIXELS, blend, blend_backward
+from splatpipe.splatting.raster.blend import AHEAD, PIXELS, blend, blend_backward
 from splatpipe.splatting.raster.projection import RECORD, SLOT, project, project_backward
 from splatpipe.splatting.raster.tiles import ENTRY, ITEM
 from splatpipe.splatting.raster.workspace import Workspace
@@ -132,7 +132,7 @@ class View:
         counts = space.array("counts", count * max(1, len(ranges)), np.int32)
         counts[: count * len(ranges)] = 0
         offsets = space.array("offsets", count + 1, np.int32)
-        items = space.array("items", ITEM * self.intersections, np.int32)
+        items = space.array("items", ITEM * (self.intersections + AHEAD), np.int32)
 
         def count_chunk(chunk: int) -> None:
             part = counts[count * chunk : count * (chunk + 1)]
