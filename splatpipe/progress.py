@@ -38,7 +38,7 @@ class RunProgress:
         """Take in one event of docs/contracts.md."""
         kind = event.get("event")
         if kind == "compiling":
-            self.say(f"{patch_id}: compiling {event.get('what', '')}")
+            self.say(f"{patch_id}: {event.get('what', 'compiling')}")
         elif kind == "start":
             with self._lock:
                 self._set(patch_id, event.get("resumed_from") or 0)

@@ -92,7 +92,7 @@ def test_retrain_trains_the_named_patch_and_no_other(scene: Path, tmp_path: Path
 
 
 def test_the_p7_story_dies_at_the_first_rungs_and_trains_at_the_third(scene: Path, tmp_path: Path) -> None:
-    double = TrainerDouble({"p001": {"fails": "adam_step_cu", "below": 0.3}})
+    double = TrainerDouble({"p001": {"fails": "lfs_adam", "below": 0.3}})
     assert run(options(scene, tmp_path, "patching.max_cameras=12", "init_scaling.fixed=0.1"), double) == 0
     story = [(a["init_scaling"], a["class"]) for a in patches(tmp_path)["p001"]["attempts"]]
     assert story == [(0.1, "launch_config"), (0.2, "launch_config"), (0.3, None)]
@@ -101,7 +101,7 @@ def test_the_p7_story_dies_at_the_first_rungs_and_trains_at_the_third(scene: Pat
 
 
 def test_a_patch_that_cannot_be_trained_costs_only_itself(scene: Path, tmp_path: Path) -> None:
-    double = TrainerDouble({"p000": {"fails": "adam_step_cu"}})
+    double = TrainerDouble({"p000": {"fails": "lfs_adam"}})
     assert run(options(scene, tmp_path, "patching.max_cameras=12"), double) == 3
     status = patches(tmp_path)
     assert status["p000"]["outcome"] == "failed"
@@ -111,14 +111,14 @@ def test_a_patch_that_cannot_be_trained_costs_only_itself(scene: Path, tmp_path:
 
 
 def test_when_every_patch_fails_the_exit_code_says_so_and_nothing_is_merged(scene: Path, tmp_path: Path) -> None:
-    double = TrainerDouble({"default": {"fails": "adam_step_cu"}})
+    double = TrainerDouble({"default": {"fails": "lfs_adam"}})
     assert run(options(scene, tmp_path), double) == 4
     assert pipeline.status(tmp_path)["merged"]["path"] is None
 
 
 def test_a_failed_patch_is_tried_anew_by_the_next_run(scene: Path, tmp_path: Path) -> None:
     given = options(scene, tmp_path)
-    run(given, TrainerDouble({"default": {"fails": "adam_step_cu"}}))
+    run(given, TrainerDouble({"default": {"fails": "lfs_adam"}}))
     assert run(given, TrainerDouble({})) == 0
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from types import ModuleType
 
-TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGABRT)
+TAKEN = (signal.SIGTERM, signal.SIGINT)
 
 
 def load_pycolmap() -> ModuleType:
@@ -20,8 +20,7 @@ def load_pycolmap() -> ModuleType:
         import pycolmap
 
         for number, handler in before.items():
-            signal.signal(number, handler)
-        return pycolmap
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
     import pycolmap
 
     return pycolmap
