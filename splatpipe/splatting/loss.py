@@ -15,7 +15,7 @@ import torch
 
 from splatpipe.splatting.raster import pool
 from splatpipe.splatting.raster.compile import kernel
-from splatpipe.splatting.raster.lanes import larger, load, ramp, select, splat, store, total
+from splatpipe.splatting.raster.lanes import larger, load, peek, poke, ramp, select, splat, store, total
 from splatpipe.splatting.raster.workspace import GradientBuffers
 
 WINDOW = 11
@@ -63,16 +63,25 @@ def _down(ring, at, i):
 
 
 @kernel
+def _copy_row(source, source_at, count, target, target_at):
+    whole = count // 8 * 8
+    for i in range(0, whole, 8):
+        store(target, target_at + i, load(source, source_at + i))
+    for i in range(whole, count):
+        poke(target, target_at + i, peek(source, source_at + i))
+
+
+@kernel
 def _filter_image_row(x, y, at, count, columns, stride, rows, ring, place):
     """Filter one image row of x, y, xx, yy, xy across; quantity q goes to ring[place + q stride :]."""
     padded = rows.size // 5
-    for i in range(count):
-        a, b = x[at + i], y[at + i]
-        rows[i] = a
-        rows[padded + i] = b
-        rows[2 * padded + i] = a * a
-        rows[3 * padded + i] = b * b
-        rows[4 * padded + i] = a * b
+    _copy_row(x, at, count, rows, 0)
+    _copy_row(y, at, count, rows, padded)
+    for i in range(0, count, 8):
+        a, b = load(rows, i), load(rows, padded + i)
+        store(rows, 2 * padded + i, a * a)
+        store(rows, 3 * padded + i, b * b)
+        store(rows, 4 * padded + i, a * b)
     for q in range(5):
         _across(rows[q * padded : (q + 1) * padded], ring[place + q * stride :], columns, 3)
 
@@ -116,11 +125,10 @@ def _gradient_row(x, y, at, count, rows, ring, start, stride, l1_scale, ssim_sca
     """One finished row of the gradient, from both terms; returns the sum of |x - y|."""
     places = _ring_places(start, 3 * stride)
     padded = rows.size // 5
-    for i in range(count):
-        rows[i] = x[at + i]
-        rows[padded + i] = y[at + i]
-    rows[count : count + 8] = np.float32(0)
-    rows[padded + count : padded + count + 8] = np.float32(0)
+    _copy_row(x, at, count, rows, 0)
+    _copy_row(y, at, count, rows, padded)
+    store(rows, count, splat(0.0))
+    store(rows, padded + count, splat(0.0))
     sum8 = splat(0.0)
     for i in range(0, count, 8):
         a, b = load(rows, i), load(rows, padded + i)
@@ -130,8 +138,7 @@ def _gradient_row(x, y, at, count, rows, ring, start, stride, l1_scale, ssim_sca
         slope = _down(ring, places, i) + 2.0 * a * _down(ring, places, i + stride)
         slope = slope + b * _down(ring, places, i + 2 * stride)
         store(rows, 2 * padded + i, l1_scale * sign + ssim_scale * slope)
-    for i in range(count):
-        gradient[at + i] = rows[2 * padded + i]
+    _copy_row(rows, 2 * padded, count, gradient, at)
     return total(sum8)
 
 

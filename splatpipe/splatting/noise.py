@@ -14,10 +14,12 @@ import torch
 
 from splatpipe.splatting.raster import pool
 from splatpipe.splatting.raster.compile import kernel
+from splatpipe.splatting.raster.lanes import exp2, gather, larger, mask_bits, smaller
 
 _GATE_SLOPE, _GATE_AT = 100.0, 0.005
 _LARGEST_DRAW = 7.0  # the length of three normals made from 32-bit uniforms practically never exceeds it
 _RESOLUTION = 2.0**-25  # half the spacing of float32 relative to the value, at most
+_LOG2E = 1.4426950408889634
 _MASK = np.uint64(0xFFFFFFFF)
 
 
@@ -48,29 +50,57 @@ def _normals(row, step, seed):
 
 
 @kernel
+def _movable(first, last, means, log_scales, logits, log2_strength):
+    """Which of eight Gaussians the noise could move at all, as bits.
+
+    An upper bound: the gate is below exp(-100 (opacity - 0.005)), and no draw is longer than 7.
+    """
+    opacity = 1.0 / (1.0 + exp2(smaller(-_LOG2E * gather(logits, first, last, 1, 0), 120.0)))
+    largest = gather(log_scales, first, last, 3, 0)
+    largest = larger(larger(largest, gather(log_scales, first, last, 3, 1)), gather(log_scales, first, last, 3, 2))
+    gate = smaller(_LOG2E * _GATE_SLOPE * (_GATE_AT - opacity), 0.0)
+    reach = exp2(smaller(gate + 2.0 * _LOG2E * largest + log2_strength, 120.0))
+    x, y, z = gather(means, first, last, 3, 0), gather(means, first, last, 3, 1), gather(means, first, last, 3, 2)
+    size = larger(larger(larger(x, -x), larger(y, -y)), larger(z, -z))
+    return mask_bits(reach >= _RESOLUTION * size)
+
+
+@kernel
+def _move(row, means, quats, log_scales, logits, strength, seed, step):
+    """Displace one mean, in float64."""
+    opacity = 1.0 / (1.0 + math.exp(-np.float64(logits[row])))
+    gate = strength / (1.0 + math.exp(_GATE_SLOPE * (opacity - _GATE_AT)))
+    w, x, y, z = (
+        np.float64(quats[4 * row]),
+        np.float64(quats[4 * row + 1]),
+        np.float64(quats[4 * row + 2]),
+        np.float64(quats[4 * row + 3]),
+    )
+    n = 1.0 / math.sqrt(w * w + x * x + y * y + z * z)
+    w, x, y, z = w * n, x * n, y * n, z * n
+    r00, r01, r02 = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
+    r10, r11, r12 = 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
+    r20, r21, r22 = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
+    n0, n1, n2 = _normals(row, step, seed)
+    along0 = (r00 * n0 + r10 * n1 + r20 * n2) * gate * math.exp(2.0 * np.float64(log_scales[3 * row]))
+    along1 = (r01 * n0 + r11 * n1 + r21 * n2) * gate * math.exp(2.0 * np.float64(log_scales[3 * row + 1]))
+    along2 = (r02 * n0 + r12 * n1 + r22 * n2) * gate * math.exp(2.0 * np.float64(log_scales[3 * row + 2]))
+    means[3 * row] += r00 * along0 + r01 * along1 + r02 * along2
+    means[3 * row + 1] += r10 * along0 + r11 * along1 + r12 * along2
+    means[3 * row + 2] += r20 * along0 + r21 * along1 + r22 * along2
+
+
+@kernel
 def _wander(start, stop, means, quats, log_scales, logits, strength, seed, step):
-    for row in range(start, stop):
-        # sigmoid(logit) - 0.005 without the exponential where the gate is shut for certain
-        opacity = 1.0 / (1.0 + math.exp(-np.float64(logits[row])))
-        gate = 1.0 / (1.0 + math.exp(_GATE_SLOPE * (opacity - _GATE_AT)))
-        s0, s1, s2 = log_scales[3 * row], log_scales[3 * row + 1], log_scales[3 * row + 2]
-        x, y, z = means[3 * row], means[3 * row + 1], means[3 * row + 2]
-        reach = gate * strength * math.exp(2.0 * np.float64(max(s0, s1, s2))) * _LARGEST_DRAW
-        if reach < _RESOLUTION * max(abs(x), abs(y), abs(z)):
-            continue  # would not move the mean; true of most Gaussians at most times
-        qw, qx, qy, qz = quats[4 * row], quats[4 * row + 1], quats[4 * row + 2], quats[4 * row + 3]
-        n = 1.0 / math.sqrt(np.float64(qw * qw + qx * qx + qy * qy + qz * qz))
-        w, i, j, k = qw * n, qx * n, qy * n, qz * n
-        r00, r01, r02 = 1 - 2 * (j * j + k * k), 2 * (i * j - w * k), 2 * (i * k + w * j)
-        r10, r11, r12 = 2 * (i * j + w * k), 1 - 2 * (i * i + k * k), 2 * (j * k - w * i)
-        r20, r21, r22 = 2 * (i * k - w * j), 2 * (j * k + w * i), 1 - 2 * (i * i + j * j)
-        n0, n1, n2 = _normals(row, step, seed)
-        along0 = (r00 * n0 + r10 * n1 + r20 * n2) * math.exp(2.0 * np.float64(s0)) * gate * strength
-        along1 = (r01 * n0 + r11 * n1 + r21 * n2) * math.exp(2.0 * np.float64(s1)) * gate * strength
-        along2 = (r02 * n0 + r12 * n1 + r22 * n2) * math.exp(2.0 * np.float64(s2)) * gate * strength
-        means[3 * row] = np.float32(x + r00 * along0 + r01 * along1 + r02 * along2)
-        means[3 * row + 1] = np.float32(y + r10 * along0 + r11 * along1 + r12 * along2)
-        means[3 * row + 2] = np.float32(z + r20 * along0 + r21 * along1 + r22 * along2)
+    if not strength > 0:
+        return
+    last = logits.size - 1
+    log2_strength = np.float32(math.log2(strength * _LARGEST_DRAW))
+    for first in range(start, stop, 8):
+        bits = _movable(first, last, means, log_scales, logits, log2_strength)
+        for lane in range(min(8, stop - first)):
+            if (bits >> lane) & 1:
+                _move(first + lane, means, quats, log_scales, logits, strength, seed, step)
 
 
 @torch.no_grad()
