@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 
 from splatpipe.machine import memory_limit, nvidia_gpus, usable_cores
+from splatpipe.scene.library import load_pycolmap
 
 Status = Literal["ok", "warn", "missing"]
 GB = 1e9
@@ -26,7 +27,6 @@ LICHTFELD_NAMES = ("LichtFeld-Studio", "lichtfeld-studio")
 
 GSPLAT_PROBE = """
 import torch, gsplat
-from splatpipe.scene.library import load_pycolmap
 one = dict(device="cuda")
 image, alpha, _ = gsplat.rasterization(
     torch.tensor([[0.0, 0.0, 2.0]], **one), torch.tensor([[1.0, 0.0, 0.0, 0.0]], **one),
