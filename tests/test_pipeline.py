@@ -59,7 +59,8 @@ def cli(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]
 
 def test_every_patch_trains_and_one_splat_is_merged(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = cli("run", scene, "--out", out, *FAST, "patching.max_cameras=12")
+    learns = ["training.iterations=300", "init_scaling.fixed=0.4"]
+    done = cli("run", scene, "--out", out, *FAST, *learns, "patching.max_cameras=12")
     assert done.returncode == 0, done.stderr
     status = json.loads(cli("status", out, "--json").stdout)
     assert len(status["patches"]) >= 2
