@@ -35,7 +35,7 @@ _stop_signal = 0
 Scene = Annotated[Path, typer.Argument(help="COLMAP scene: a folder with images/ and sparse/0, sparse, or the model.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, as `run` printed it.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. training.iterations=2000.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Settings, e.g. training.iterations=2000.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default SCENE/splatpipe/default.")]
 ConfigFile = Annotated[
@@ -47,16 +47,21 @@ Retrain = Annotated[str | None, typer.Option("--retrain", help="Train these patc
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"splatpipe {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
-    if version:
-        print(f"splatpipe {__version__}")
-        raise typer.Exit
 
 
 @app.command()

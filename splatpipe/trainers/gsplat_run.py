@@ -62,10 +62,12 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
 
 
 def _use_threads(request: TrainRequest) -> None:
-    if request.threads:
+    """On the CPU the kernels get the threads, torch one: its pool spins between its few small operations."""
+    if request.device == "cpu":
+        torch.set_num_threads(1)
+        raster.set_threads(request.threads)
+    elif request.threads:
         torch.set_num_threads(request.threads)
-        if request.device == "cpu":
-            raster.set_threads(request.threads)
 
 
 def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
