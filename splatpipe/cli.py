@@ -35,7 +35,7 @@ _stop_signal = 0
 Scene = Annotated[Path, typer.Argument(help="COLMAP scene: a folder with images/ and sparse/0, sparse, or the model.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, as `run` printed it.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Settings, e.g. training.iterations=2000.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. training.iterations=2000.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default SCENE/splatpipe/default.")]
 ConfigFile = Annotated[
