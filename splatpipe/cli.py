@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from splatpipe import __version__
-from splatpipe.errors import Interrupted, SplatpipeError
+from splatpipe.errors import EnvironmentProblem, Interrupted, SplatpipeError
 
 app = typer.Typer(
     name="splatpipe",
@@ -27,6 +28,15 @@ app = typer.Typer(
 )
 
 EXIT_BUG = 1
+_FREE_SPACE = "free some space and run again, what is trained is kept"
+_MACHINE_ERRORS = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: "choose a folder that can be written with --out",
+    errno.EACCES: "choose a folder that you may write to with --out, or change its permissions",
+    errno.EPERM: "choose a folder that you may write to with --out, or change its permissions",
+    errno.EIO: "the disk reports an error; check it, then run again",
+}
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 _debug = False
 _stop = threading.Event()
@@ -160,6 +170,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            _explain(error, "this is a bug of splatpipe: ")
+            sys.exit(EXIT_BUG)
+        _explain(EnvironmentProblem(f"{error.filename or 'a file'}: {error.strerror}; {_MACHINE_ERRORS[error.errno]}"))
+        sys.exit(EnvironmentProblem.exit_code)
     except Exception as error:
         _explain(error, "this is a bug of splatpipe: ")
         sys.exit(EXIT_BUG)
