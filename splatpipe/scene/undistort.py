@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.errors import SceneError
+from splatpipe.errors import EnvironmentProblem, SceneError
 from splatpipe.files import atomic_folder, read_json, write_json
 from splatpipe.scene import photographs
 from splatpipe.scene.arrays import Scene
@@ -95,10 +95,39 @@ def _fill(scene: Scene, folder: Path) -> None:
     if absent.any():
         name = scene.names[int(np.argmax(absent))]
         raise SceneError(f"{scene.image_dir / name} could not be decoded for undistortion; replace the image")
+    _check_written(scene, made)
     (made / "images").rename(folder / "images")
     (made / "sparse").rename(folder / "sparse")
     for left in (source, made):
         shutil.rmtree(left)
+
+
+def _check_written(scene: Scene, made: Path) -> None:
+    """pycolmap does not notice a full disk: it leaves files short. EnvironmentProblem when one is."""
+    short = next((name for name in scene.names if not _is_whole(made / "images" / name)), None)
+    try:
+        read_model(made / "sparse")
+    except SceneError as error:
+        short = short or str(error)
+    if short:
+        free = shutil.disk_usage(made).free / 1e6
+        raise EnvironmentProblem(
+            f"the undistorted images do not fit on the disk of {made.parents[1]} ({free:.0f} MB free; {short} was cut "
+            "short); make room and run again"
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a JPEG or PNG file has its end; other formats are believed."""
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 12))
+        end = handle.read()
+    match path.suffix.lower():
+        case ".jpg" | ".jpeg":
+            return end.endswith(b"\xff\xd9")
+        case ".png":
+            return b"IEND" in end
+    return bool(end)
 
 
 @contextmanager
