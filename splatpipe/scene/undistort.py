@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from splatpipe.scene.colmap import assemble, read_model, subset
 from splatpipe.scene.intrinsics import PINHOLE_MODELS
 from splatpipe.scene.library import load_pycolmap
 
+FULL = 1 << 20  # bytes; a disk with less is full
 KEY_FILE = "undistorted.json"
 JPEG_QUALITY = 98
 VERSION = 1  # of what is written; part of the key
@@ -79,18 +82,10 @@ def _holds(cache: Path, key: str) -> bool:
 
 def _fill(scene: Scene, folder: Path) -> None:
     """Write `images/` and `sparse/` into `folder` through pycolmap."""
-    pycolmap = load_pycolmap()
-
     source, made = folder / "source", folder / "made"
     everything = np.arange(scene.n_cameras), np.arange(scene.n_points)
     write_binary(source, subset(scene, *everything, {one.id: one for one in scene.intrinsics}))
-    with quiet_pycolmap():
-        try:
-            pycolmap.undistort_images(
-                made, source, scene.image_dir, output_type="COLMAP", jpeg_quality=JPEG_QUALITY, num_threads=-1
-            )
-        except (RuntimeError, ValueError) as error:
-            raise SceneError(f"{scene.image_dir}: the images could not be undistorted ({error})") from error
+    _run_pycolmap(made, source, scene.image_dir)
     absent = photographs.missing_images(made / "images", scene.names)
     if absent.any():
         name = scene.names[int(np.argmax(absent))]
@@ -102,19 +97,38 @@ def _fill(scene: Scene, folder: Path) -> None:
         shutil.rmtree(left)
 
 
+def _run_pycolmap(made: Path, source: Path, image_dir: Path) -> None:
+    """Undistort in a child process: libjpeg ends the process that runs it when the disk is full."""
+    command = [sys.executable, "-m", __name__, str(made), str(source), str(image_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if "disk space" in last or shutil.disk_usage(made.parent).free < FULL:
+        raise _no_room(made.parent)
+    raise SceneError(f"{image_dir}: the images could not be undistorted ({last})")
+
+
+def _no_room(folder: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(f"the undistorted images do not fit on the disk of {folder.parent}; make room, run again")
+
+
+def _child(made: str, source: str, image_dir: str) -> None:
+    pycolmap = load_pycolmap()
+    with quiet_pycolmap():
+        pycolmap.undistort_images(
+            made, source, image_dir, output_type="COLMAP", jpeg_quality=JPEG_QUALITY, num_threads=-1
+        )
+
+
 def _check_written(scene: Scene, made: Path) -> None:
-    """pycolmap does not notice a full disk: it leaves files short. EnvironmentProblem when one is."""
-    short = next((name for name in scene.names if not _is_whole(made / "images" / name)), None)
+    """pycolmap does not notice every full disk: it leaves files short. EnvironmentProblem when one is."""
     try:
         read_model(made / "sparse")
     except SceneError as error:
-        short = short or str(error)
-    if short:
-        free = shutil.disk_usage(made).free / 1e6
-        raise EnvironmentProblem(
-            f"the undistorted images do not fit on the disk of {made.parents[1]} ({free:.0f} MB free; {short} was cut "
-            "short); make room and run again"
-        )
+        raise _no_room(made.parent) from error
+    if not all(_is_whole(made / "images" / name) for name in scene.names):
+        raise _no_room(made.parent)
 
 
 def _is_whole(path: Path) -> bool:
@@ -142,3 +156,7 @@ def quiet_pycolmap() -> Iterator[None]:
         yield
     finally:
         pycolmap.logging.minloglevel, pycolmap.logging.stderrthreshold = levels
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
