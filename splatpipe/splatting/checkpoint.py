@@ -6,7 +6,9 @@ Camera order, relocation draws and noise are functions of (seed, step), so no ge
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 
 from splatpipe.files import atomic_path
 
+FULL_BYTES = 8 << 20  # a disk with less free than this is taken to be full
 KEEP = 2  # the newest may turn out to be unreadable
 _NAME = re.compile(r"step_(\d+)\.pt$")
 
@@ -31,10 +34,15 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` atomically and drop all but the newest two."""
+    """Write `checkpoint` atomically and drop all but the newest two. Raises `OSError` when the disk is full."""
     path = folder / f"step_{checkpoint.step:07d}.pt"
     with atomic_path(path) as temporary:
-        torch.save(vars(checkpoint), temporary)
+        try:
+            torch.save(vars(checkpoint), temporary)
+        except RuntimeError as error:  # torch's own writer does not say that the disk is full
+            if shutil.disk_usage(folder).free < FULL_BYTES:
+                raise OSError(errno.ENOSPC, "the disk is full", str(path)) from error
+            raise
     for old in _newest_first(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return path
