@@ -4,6 +4,8 @@ Kingma & Ba 2015, the same numbers as `torch.optim.Adam`. On the CPU one fused, 
 parameter; elsewhere torch's foreach operations.
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import math

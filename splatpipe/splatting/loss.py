@@ -6,6 +6,8 @@ CPU one sweep over the image computes the value and the gradient: filtered rows 
 stay in the cache.
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 from typing import Any
@@ -177,9 +179,7 @@ def _sweep(x, y, width, height, left, right, top, bottom, l1_scale, ssim_scale, 
             slope_ring[place : place + 3 * stride] = np.float32(0)
         if top <= m < bottom:
             at = 3 * (m * width + left)
-            sums_l1[m] = _gradient_row(
-                x, y, at, own, rows, slope_ring, m - 10, stride, l1_scale, ssim_scale, gradient
-            )
+            sums_l1[m] = _gradient_row(x, y, at, own, rows, slope_ring, m - 10, stride, l1_scale, ssim_scale, gradient)
 
 
 def _parts(width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -218,13 +218,13 @@ class _Photometric(torch.autograd.Function):
     """The gradient is made together with the value, and scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx, render, target, ssim_lambda):  # type: ignore
+    def forward(ctx, render, target, ssim_lambda):
         l1, ssim_value, gradient = _value_and_gradient(render, target, ssim_lambda)
         ctx.gradient = gradient
         return torch.tensor((1 - ssim_lambda) * l1 + ssim_lambda * (1 - ssim_value), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx, v_loss):  # type: ignore
+    def backward(ctx, v_loss):
         return (ctx.gradient if v_loss.item() == 1 else ctx.gradient * v_loss), None, None
 
 
@@ -251,7 +251,8 @@ def photometric_loss(render: torch.Tensor, target: torch.Tensor, ssim_lambda: fl
     if min(render.shape[:2]) < WINDOW:
         return (render - target).abs().mean()
     if render.device.type == "cpu":
-        return _Photometric.apply(render.contiguous(), target.detach().contiguous(), float(ssim_lambda))
+        images = render.contiguous(), target.detach().contiguous()
+        return _Photometric.apply(*images, float(ssim_lambda))  # type: ignore[no-untyped-call]
     l1 = (render - target).abs().mean()
     return (1 - ssim_lambda) * l1 + ssim_lambda * (1 - ssim_torch(render, target))
 

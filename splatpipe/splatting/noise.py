@@ -5,6 +5,8 @@ normal and gate = sigmoid(-100 (opacity - 0.005)). On the CPU the normals are a 
 alone: the same on every machine, for any number of threads, and after a resume.
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import math

@@ -8,6 +8,8 @@ State is kept tile by tile, 128 pixels each: `transmittance` (negative: the pixe
 `ends` (how many of the tile's Gaussians the pixel has looked at when it stopped).
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import numpy as np
@@ -28,7 +30,8 @@ from splatpipe.splatting.raster.lanes import (
     sums,
     total,
 )
-from splatpipe.splatting.raster.projection import RECORD, SLOT
+from splatpipe.splatting.raster.projection import RECORD
+from splatpipe.splatting.raster.projection_backward import SLOT
 from splatpipe.splatting.raster.tiles import ITEM, TILE_HEIGHT, TILE_WIDTH
 
 PIXELS = TILE_WIDTH * TILE_HEIGHT
@@ -111,7 +114,8 @@ def blend(start, stop, width, height, records, offsets, items, transmittance, en
                 store(rgb, lane + PIXELS, load(rgb, lane + PIXELS) + weight * g)
                 store(rgb, lane + 2 * PIXELS, load(rgb, lane + 2 * PIXELS) + weight * blue)
                 store(transmittance, at + lane, select(go, after, smaller(t, -t)))
-                store(ends, at + lane, select(go, number, load(ends, at + lane)))
+                # numbers grow, so the maximum is a choice; LLVM makes a slow masked store of a select
+                store(ends, at + lane, larger(select(go, number, splat(0.0)), load(ends, at + lane)))
         _write_pixels(tile_x, tile_y, width, height, rgb, transmittance, at, background, image, alphas)
 
 

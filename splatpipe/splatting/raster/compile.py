@@ -16,8 +16,9 @@ from typing import Any
 
 import llvmlite.binding
 import numba
-from numba.core import config
+import numba.core.config
 
+config: Any = numba.core.config  # its attributes are made at run time
 _RASTER = Path(__file__).resolve().parent
 _WITH_KERNELS = ("adam.py", "loss.py", "noise.py")  # beside the raster folder
 
@@ -31,11 +32,11 @@ def _source_hash() -> str:
 
 def _candidates() -> list[Path]:
     """Folders to try, best first: beside the source, the user's cache, the system's temporary folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     user = str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return [
         _RASTER / "__pycache__",
-        Path(user_cache) / "splatpipe",
+        user_cache / "splatpipe",
         Path(tempfile.gettempdir()) / f"splatpipe-{user}",
     ]
 
@@ -69,8 +70,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     """`numba.njit` as all our kernels use it: no GIL, cached, IEEE arithmetic except fused multiply-add."""
     previous, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
     try:
-        return numba.njit(
-            cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, boundscheck=False
-        )(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, boundscheck=False)(
+            function
+        )
     finally:
         config.CACHE_DIR = previous

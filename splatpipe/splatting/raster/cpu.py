@@ -15,17 +15,17 @@ _gradients = GradientBuffers()
 _NOTHING = np.zeros(8, np.float32)
 
 
-def _flat(tensor: torch.Tensor) -> Floats:
+def _flat(tensor: torch.Tensor) -> Any:
     return tensor.detach().numpy().reshape(-1)
 
 
 def _gaussians(means: Any, quats: Any, scales: Any, opacities: Any, base: Any, rest: Any) -> Gaussians:
     """The kernels' view of the inputs; `rest` None means that `base` holds all coefficients."""
-    flat = [_flat(t) for t in (means, quats, scales, opacities, base)]
+    geometry = _flat(means), _flat(quats), _flat(scales), _flat(opacities)
     stride = base[0].numel()
     if rest is None:
-        return Gaussians(*flat, stride, flat[-1], stride, 3)
-    return Gaussians(*flat, stride, _flat(rest), rest[0].numel(), 0)
+        return Gaussians(*geometry, _flat(base), stride, _flat(base), stride, 3)
+    return Gaussians(*geometry, _flat(base), stride, _flat(rest), rest[0].numel(), 0)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -68,7 +68,7 @@ class _Rasterize(torch.autograd.Function):
                 more, flat_more = _gradient_tensors(frame, inputs)
                 view.backward(image, alpha, flat_more)
                 for mine, theirs in zip(tensors, more, strict=True):
-                    if mine is not None:
+                    if mine is not None and theirs is not None:
                         mine += theirs
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(t if want else None for t, want in zip(tensors, wanted, strict=True))
@@ -110,7 +110,9 @@ def rasterize(
         pack_camera(v, k, frame.width, frame.height, frame.planes, frame.eps2d, frame.antialiased)
         for v, k in zip(viewmats.detach().numpy(), Ks.detach().numpy(), strict=True)
     ]
-    renders, alphas, radii, means2d, depths, isects = _Rasterize.apply(frame, cameras, shades, *gaussians)
+    renders, alphas, radii, means2d, depths, isects = _Rasterize.apply(  # type: ignore[no-untyped-call]
+        frame, cameras, shades, *gaussians
+    )
     return renders, alphas, {"radii": radii, "means2d": means2d, "depths": depths, "n_isects": isects}
 
 

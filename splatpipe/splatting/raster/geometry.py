@@ -5,6 +5,8 @@ M M^T; its image is T T^T with T = J M (2 by 3), so the 2D covariance cannot los
 determinant is |T_0 x T_1|^2, free of cancellation.
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import numpy as np

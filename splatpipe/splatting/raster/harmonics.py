@@ -3,6 +3,8 @@
 Formulas: P.-P. Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2(2), 2013.
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import numpy as np

@@ -6,6 +6,8 @@ operators work between lanes and with scalars, which are repeated. Arrays are on
 and indices count elements; nothing is bounds-checked.
 """
 
+# Numba's own functions carry no types.
+# mypy: disable-error-code="no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 import operator
@@ -17,6 +19,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 WIDTH = 8
+operation: Any = intrinsic  # Numba types what these functions take and give, not mypy
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
@@ -147,7 +150,7 @@ def _is_row(array: types.Type) -> bool:
     return isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and array.dtype == types.float32
 
 
-@intrinsic
+@operation
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """`load(array, i)`: elements i to i + 7."""
     if not _is_row(array):
@@ -160,7 +163,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     return signature(Lanes, array, types.int64), codegen
 
 
-@intrinsic
+@operation
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """`store(array, i, lanes)`: write elements i to i + 7."""
     if not _is_row(array):
@@ -174,7 +177,7 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return signature(types.none, array, types.int64, Lanes), codegen
 
 
-@intrinsic
+@operation
 def peek(typingctx: Any, array: Any, index: Any) -> Any:
     """`array[i]` without the test for a negative index."""
     if not _is_row(array):
@@ -186,7 +189,7 @@ def peek(typingctx: Any, array: Any, index: Any) -> Any:
     return signature(types.float32, array, types.int64), codegen
 
 
-@intrinsic
+@operation
 def poke(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """`array[i] = value` without the test for a negative index."""
     if not _is_row(array):
@@ -199,7 +202,7 @@ def poke(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return signature(types.none, array, types.int64, types.float32), codegen
 
 
-@intrinsic
+@operation
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Begin to load the cache line of `array[i]`; any index is harmless."""
 
@@ -216,7 +219,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     return signature(types.none, array, types.int64), codegen
 
 
-@intrinsic
+@operation
 def gather(typingctx: Any, array: Any, row: Any, last: Any, stride: Any, column: Any) -> Any:
     """`gather(array, row, last, stride, column)`: array[min(row + k, last) * stride + column] for lane k."""
     if not _is_row(array):
@@ -236,7 +239,7 @@ def gather(typingctx: Any, array: Any, row: Any, last: Any, stride: Any, column:
     return signature(Lanes, array, types.int64, types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
+@operation
 def splat(typingctx: Any, value: Any) -> Any:
     """The scalar in every lane."""
 
@@ -246,7 +249,7 @@ def splat(typingctx: Any, value: Any) -> Any:
     return signature(Lanes, value), codegen
 
 
-@intrinsic
+@operation
 def ramp(typingctx: Any) -> Any:
     """0, 1, ... 7."""
 
@@ -256,7 +259,7 @@ def ramp(typingctx: Any) -> Any:
     return signature(Lanes), codegen
 
 
-@intrinsic
+@operation
 def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
     """`yes` where the mask is set, else `no`."""
     if mask != Mask:
@@ -280,11 +283,11 @@ def _extremum(predicate: str) -> Any:
     return typed
 
 
-smaller = intrinsic(_extremum("<"))
-larger = intrinsic(_extremum(">"))
+smaller = operation(_extremum("<"))
+larger = operation(_extremum(">"))
 
 
-@intrinsic
+@operation
 def square_root(typingctx: Any, value: Any) -> Any:
     """Square root of every lane."""
 
@@ -297,7 +300,7 @@ def square_root(typingctx: Any, value: Any) -> Any:
     return signature(Lanes, value), codegen
 
 
-@intrinsic
+@operation
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """True when at least one lane of the mask is set."""
 
@@ -308,7 +311,7 @@ def any_lane(typingctx: Any, mask: Any) -> Any:
     return signature(types.boolean, mask), codegen
 
 
-@intrinsic
+@operation
 def mask_bits(typingctx: Any, mask: Any) -> Any:
     """The mask as an integer, lane 0 in the lowest bit."""
 
@@ -321,7 +324,7 @@ def mask_bits(typingctx: Any, mask: Any) -> Any:
 _EXP2 = (1.000000072, 0.6931469671, 0.2402211972, 0.05550713276, 0.00967554154, 0.001327647174)
 
 
-@intrinsic
+@operation
 def exp2(typingctx: Any, value: Any) -> Any:
     """2 to the power of every lane, for exponents up to 127; relative error below 3e-7.
 
@@ -349,7 +352,7 @@ def _add_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, even: list[int],
     return builder.fadd(builder.shuffle_vector(a, b, _order(even)), builder.shuffle_vector(a, b, _order(odd)))
 
 
-@intrinsic
+@operation
 def sums(typingctx: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
     """Lane k of the result is the sum over the lanes of the k-th argument."""
 
@@ -368,7 +371,7 @@ def sums(typingctx: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any,
     return signature(Lanes, *[Lanes] * WIDTH), codegen
 
 
-@intrinsic
+@operation
 def total(typingctx: Any, value: Any) -> Any:
     """Sum over the lanes."""
 

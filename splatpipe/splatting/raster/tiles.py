@@ -4,6 +4,8 @@ A tile is 8 pixels wide (one `Lanes`) and 16 high. An intersection records the t
 rows whose centres the Gaussian can reach with alpha >= 1/255, computed exactly, not from a bounding box.
 """
 
+# Numba types the kernels, not mypy.
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import math

@@ -6,6 +6,7 @@ atomically and the result does not depend on the number of threads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from splatpipe.splatting.raster import pool, tiles, workspace
 from splatpipe.splatting.raster.blend import AHEAD, PIXELS, blend, blend_backward
-from splatpipe.splatting.raster.projection import RECORD, SLOT, project, project_backward
+from splatpipe.splatting.raster.projection import RECORD, project
+from splatpipe.splatting.raster.projection_backward import SLOT, project_backward
 from splatpipe.splatting.raster.tiles import ENTRY, ITEM
 from splatpipe.splatting.raster.workspace import Workspace
 
@@ -154,7 +156,7 @@ class View:
         parts = min(8 * pool.threads(), count)
         edges = np.unique(np.searchsorted(work, work[-1] * np.arange(1, parts) // parts))
         edges = np.concatenate([[0], edges[(edges > 0) & (edges < count)], [count]])
-        return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
     def _tile_arrays(self) -> tuple[Any, ...]:
         space, count = self.space, self.tile_count

@@ -17,7 +17,7 @@ def warm_up(announce: Callable[[str], None] | None = None) -> bool:
     """
     cold = not compiled_marker().exists()
     if cold and announce is not None:
-        announce(f"compiling the CPU kernels, once for this machine (about a minute; kept in {cache_folder()})")
+        announce(f"compiling the CPU kernels, once for this machine (half a minute or more; kept in {cache_folder()})")
     _tiny_step()
     if cold:
         compiled_marker().touch()
@@ -42,11 +42,11 @@ def _tiny_step() -> None:
     }
     params = {name: value.requires_grad_() for name, value in params.items()}
     view, K = torch.eye(4)[None], torch.tensor([[[20.0, 0, 12], [0, 20, 10], [0, 0, 1]]])
-    geometry = [params[name] for name in ("means", "quats", "scales", "opacities")]
-    images, _, _ = rasterization(*geometry, (params["sh0"], params["shN"]), view, K, width, height, sh_degree=1)
-    photometric_loss(images[0], torch.zeros(height, width, 3), 0.2).backward()
+    means, quats, scales, opacities, sh0, shN = params.values()
+    images, _, _ = rasterization(means, quats, scales, opacities, (sh0, shN), view, K, width, height, sh_degree=1)
+    photometric_loss(images[0], torch.zeros(height, width, 3), 0.2).backward()  # type: ignore[no-untyped-call]
     optimizer = Adam(params, dict.fromkeys(params, 1e-3))
     with torch.no_grad():
         optimizer.step(torch.arange(n) % 2 == 0, active={"shN": 3})
         optimizer.step()
-        add_noise_(params["means"], params["quats"], params["scales"], params["opacities"], 1.0, 0, 0)
+        add_noise_(means, quats, scales, opacities, 1.0, 0, 0)

@@ -16,7 +16,7 @@ _LINE = 16  # float32 in a cache line
 
 def aligned(count: int, dtype: type) -> NDArray[Any]:
     """An uninitialised array of `count` 4-byte elements that starts on a cache line."""
-    raw = np.empty(count + _LINE, dtype)
+    raw: NDArray[Any] = np.empty(count + _LINE, dtype)
     skip = -(raw.ctypes.data // raw.itemsize) % _LINE
     return raw[skip : skip + count]
 
