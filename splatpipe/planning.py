@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from splatpipe.config import Config, profile_init_scaling
+from splatpipe.config import Config, find_profile
 from splatpipe.errors import ConfigError
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
@@ -26,6 +26,7 @@ from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.findings import Finding
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import TrainRequest
+from splatpipe.trainers.lichtfeld_config import read_profile, settings_of
 
 Measured = tuple[Patch, PatchStats, Preflight, Similarity]
 
@@ -41,10 +42,16 @@ class PlannedPatch:
     rung: FirstRung
     skip_cameras: tuple[str, ...]  # image names that see no Gaussian at that rung
     settings: TrainSettings  # schedule scaled, cap shared out
+    fixed: bool = False  # the rung is the user's, not ours
 
     @property
     def id(self) -> str:
         return self.patch.id
+
+    def at(self, init_scaling: float) -> PlannedPatch:
+        """The same patch beginning at another rung."""
+        rung = replace(self.rung, init_scaling=init_scaling)
+        return replace(self, rung=rung, skip_cameras=self.preflight.blind_at(init_scaling))
 
     def request(self, layout: RunLayout, attempt: int, config: Config, trainer: str) -> TrainRequest:
         """The request of an attempt that nothing has failed before; the executor's slot adds the device."""
@@ -112,34 +119,50 @@ class Plan:
 
 def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> Plan:
     """Split `scene`, measure its patches, choose each one's rung, cap and schedule. Writes nothing."""
-    fixed = _fixed_rung(config, profile_folders)
+    profile = _profile(config, profile_folders)
+    fixed, hyper = _fixed_rung(config, profile), _hyper_parameters(config, profile)
     rungs = sorted({*config.init_scaling.rungs, *([fixed] if fixed else [])})
     cut = split(scene, config.patching)
 
     def measure(patch: Patch) -> Measured:
         similarity = normalising_similarity(scene, patch)
-        stats = patch_stats(scene, patch, similarity, init_scaling=rungs[0], rungs=rungs)
+        stats = patch_stats(
+            scene,
+            patch,
+            similarity,
+            init_scaling=rungs[0],
+            rungs=rungs,
+            trainer=trainer_name(config),
+            downscale=config.training.downscale,
+            max_width=config.training.max_width,
+        )
         return patch, stats, preflight(scene, patch, stats), similarity
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         measured = list(pool.map(measure, cut.patches))
     extents = {patch.id: stats.extent for patch, stats, _, _ in measured}
     choices = first_rung(extents, replace(config.init_scaling, fixed=fixed))
-    caps = _caps(scene, cut.patches, config)
+    caps = _caps(scene, cut.patches, hyper.max_cap, config.training.share_cap)
     planned = []
     for one in measured:
         patch, _, checked, _ = one
         rung = rung_for(choices[patch.id], None if fixed else checked.floor)
-        planned.append(_decide(one, rung, caps[patch.id], config))
+        decided = _decide(one, rung, replace(hyper, max_cap=caps[patch.id]))
+        planned.append(replace(decided, fixed=fixed is not None))
     return Plan(scene, cut, tuple(planned))
 
 
 def write_datasets(plan: Plan, layout: RunLayout) -> None:
     """Write every patch that is not on disk yet, or is not what `plan` says."""
-    for planned in plan.patches:
-        place = layout.patch(planned.id)
+
+    def write(planned: PlannedPatch) -> None:
         if not _on_disk(planned, plan.scene, layout):
+            place = layout.patch(planned.id)
             write_dataset(plan.scene, planned.patch, place, planned.stats, planned.preflight, planned.similarity)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for _ in pool.map(write, plan.patches):
+            pass
 
 
 def _on_disk(planned: PlannedPatch, scene: Scene, layout: RunLayout) -> bool:
@@ -152,19 +175,36 @@ def _on_disk(planned: PlannedPatch, scene: Scene, layout: RunLayout) -> bool:
     return {key: record.get(key) for key in wanted} == wanted and record.get("similarity") == similarity
 
 
-def _decide(measured: Measured, rung: FirstRung, cap: int, config: Config) -> PlannedPatch:
+def trainer_name(config: Config) -> Literal["gsplat", "lichtfeld"]:
+    """The trainer that patches begin with."""
+    return "lichtfeld" if config.training.trainer == "lichtfeld" else "gsplat"
+
+
+def _decide(measured: Measured, rung: FirstRung, hyper: TrainSettings) -> PlannedPatch:
     patch, stats, checked, similarity = measured
     skip = checked.blind_at(rung.init_scaling)
-    hyper = config.training.hyper_parameters()
     images = len(patch.camera_index) - len(skip)
-    return PlannedPatch(patch, stats, checked, similarity, rung, skip, replace(hyper.scaled(images), max_cap=cap))
+    return PlannedPatch(patch, stats, checked, similarity, rung, skip, hyper.scaled(images))
 
 
-def _fixed_rung(config: Config, folders: tuple[Path, ...]) -> float | None:
+def _profile(config: Config, folders: tuple[Path, ...]) -> dict[str, Any]:
+    """What training.lfs_config says; empty without one."""
+    name = config.training.lfs_config
+    return {} if name is None else read_profile(find_profile(name, folders))
+
+
+def _hyper_parameters(config: Config, profile: dict[str, Any]) -> TrainSettings:
+    """The user's settings; the profile's where the user has left the default."""
+    mine, default = config.training.hyper_parameters(), TrainSettings()
+    given = settings_of(profile).items()
+    return replace(mine, **{name: value for name, value in given if getattr(mine, name) == getattr(default, name)})
+
+
+def _fixed_rung(config: Config, profile: dict[str, Any]) -> float | None:
     """The rung that the user has decided on, by init_scaling.fixed or by a profile."""
-    if config.training.lfs_config is None:
-        return config.init_scaling.fixed
-    value = profile_init_scaling(config.training.lfs_config, folders)
+    value = profile.get("init_scaling")
+    if value == 0:
+        raise ConfigError(f"training.lfs_config ({config.training.lfs_config}): init_scaling must be above 0")
     if None not in (value, config.init_scaling.fixed) and value != config.init_scaling.fixed:
         raise ConfigError(
             f"init_scaling.fixed is {config.init_scaling.fixed}, but training.lfs_config "
@@ -173,12 +213,12 @@ def _fixed_rung(config: Config, folders: tuple[Path, ...]) -> float | None:
     return value if value is not None else config.init_scaling.fixed
 
 
-def _caps(scene: Scene, patches: Sequence[Patch], config: Config) -> dict[str, int]:
-    if not config.training.share_cap:
-        return {patch.id: config.training.max_cap for patch in patches}
+def _caps(scene: Scene, patches: Sequence[Patch], max_cap: int, share: bool) -> dict[str, int]:
+    if not share:
+        return {patch.id: max_cap for patch in patches}
     sizes = {}
     for patch in patches:
         core = patch.points_with(Role.CORE)
         low, high = np.quantile(patch.frame.apply(scene.points[core]), (0.01, 0.99), axis=0)
         sizes[patch.id] = PatchSize(float(np.prod((high - low)[:2])), len(core))
-    return share_cap(sizes, config.training.max_cap)
+    return share_cap(sizes, max_cap)

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scenes import look_at, scaled, scene_from, synthetic_scene
 
 from splatpipe.patches.dataset import normalising_similarity
-from splatpipe.patches.footprints import visible_counts
+from splatpipe.patches.footprints import footprints
 from splatpipe.patches.frame import ground_frame
 from splatpipe.patches.partition import split
 from splatpipe.patches.patch import Box, Patch, Role
@@ -119,9 +119,12 @@ def test_visible_gaussians_by_hand() -> None:
     Ks = np.array([[[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]])
     # mean2d.x = 8 / 10 * 60 + 32 = 80, which is 16 px outside; sigma_px must reach 16 / 3.
     needed = np.sqrt((16 / 3) ** 2 - 0.3) * 10 / 60
-    counts, share = visible_counts(means, np.ones(4), viewmats, Ks, sizes, [needed * 0.999, needed * 1.001])
-    assert_array_equal(counts, [[1], [2]])
-    assert_array_equal(share, [1, 0, 0, 0])
+    found = footprints(means, np.ones(4), viewmats, Ks, sizes, [needed * 0.999, needed * 1.001])
+    assert_array_equal(found.visible, [[1], [2]])
+    assert_array_equal(found.seen_share, [1, 0, 0, 0])
+    # In the middle, 3 sigma reach 15.98 px each way: columns 16.02 to 47.98, rows 8.02 to 39.98.
+    assert_array_equal(found.tiles, [2 * 3])
+    assert found.unit_area[0] == pytest.approx(np.pi * 36 / (64 * 48), rel=1e-5)
 
 
 def test_visible_counts_never_fall_with_the_rung_and_agree_with_the_definition() -> None:

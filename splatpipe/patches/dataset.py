@@ -84,7 +84,8 @@ def write_dataset(
         _link_images(scene, patch.camera_index, draft.images, layout)
         if len(patch.holdout_cameras):
             held = PatchLayout(draft.holdout)
-            write_model(scene, patch.holdout_cameras, patch.point_index, held.sparse, similarity)
+            # Views to be judged need no points; repeating the patch's would double what is written.
+            write_model(scene, patch.holdout_cameras, patch.point_index[:0], held.sparse, similarity)
             _link_images(scene, patch.holdout_cameras, held.images, layout)
         record = patch.to_json(scene) | {
             "similarity": {"scale": similarity.scale, "translation": list(similarity.translation)},

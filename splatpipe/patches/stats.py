@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.patches.footprints import visible_counts
+from splatpipe.patches.footprints import footprints
 from splatpipe.patches.patch import Patch, Role
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.tracks import observations_of
@@ -41,6 +41,9 @@ class PatchStats:
     trainer: TrainerName  # whose Gaussians are counted below
     rungs: tuple[float, ...]
     visible: NDArray[np.int64]  # (rungs, cameras) initial Gaussians each training camera sees
+    tiles: NDArray[np.int64]  # (cameras,) tile intersections at the first rung, at the size of the training images
+    unit_area: NDArray[np.float64]  # (cameras,) sum of pi sigma_px^2 over the image's area, at init_scaling 1
+    pixels: int  # of the largest training image
     seen_share: NDArray[np.float64]  # (N,) share of the training cameras that see each at the first rung
 
     @property
@@ -51,6 +54,12 @@ class PatchStats:
     def extent(self) -> float:
         """The largest of the robust ranges: the number that chooses the first rung."""
         return max(self.extent_axes)
+
+    @property
+    def coverage_scaling(self) -> float | None:
+        """The `init_scaling` at which the initial Gaussians cover the median image once; None if none is seen."""
+        area = float(np.median(self.unit_area)) if len(self.unit_area) else 0.0
+        return 1 / float(np.sqrt(area)) if area > 0 else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; NaN becomes null, arrays their quantiles."""
@@ -73,6 +82,8 @@ class PatchStats:
             "relative_size": self.relative_size,
             "trainer": self.trainer,
             "visible": {f"{rung:g}": counts.tolist() for rung, counts in zip(self.rungs, self.visible, strict=True)},
+            "tiles": _quantiles(self.tiles),
+            "coverage_scaling": self.coverage_scaling,
             "seen_share": _quantiles(self.seen_share),
         }
 
@@ -85,21 +96,22 @@ def patch_stats(
     init_scaling: float = RUNGS[0],
     rungs: Sequence[float] = RUNGS,
     trainer: TrainerName = "gsplat",
+    downscale: float = 1.0,
+    max_width: int = 0,
 ) -> PatchStats:
-    """Measure a patch. Initial sizes follow each trainer's own rule, in training coordinates."""
+    """Measure a patch. Initial sizes follow each trainer's own rule, in training coordinates.
+
+    `downscale` and `max_width` (pixels, 0 for none) are those of the training, whose images decide what is seen.
+    """
     extent, full = _extents(scene, patch)
     means = similarity.apply(scene.points[patch.point_index])
     neighbours = neighbour_distances(means)
     distance = neighbours.mean(axis=1)
     unit_scales = {"gsplat": gsplat_sizes(neighbours), "lichtfeld": lichtfeld_sizes(neighbours)}
     cameras = patch.camera_index
-    visible, seen_share = visible_counts(
-        means,
-        unit_scales[trainer],
-        similarity.apply_viewmats(scene.viewmats[cameras]),
-        scene.Ks[cameras],
-        scene.sizes[cameras],
-        rungs,
+    Ks, sizes = _training_size(scene.Ks[cameras], scene.sizes[cameras], downscale, max_width)
+    seen = footprints(
+        means, unit_scales[trainer], similarity.apply_viewmats(scene.viewmats[cameras]), Ks, sizes, rungs
     )
     return PatchStats(
         patch_id=patch.id,
@@ -117,9 +129,24 @@ def patch_stats(
         relative_size={name: _relative_size(init_scaling * unit, distance) for name, unit in unit_scales.items()},
         trainer=trainer,
         rungs=tuple(rungs),
-        visible=visible,
-        seen_share=seen_share,
+        visible=seen.visible,
+        tiles=seen.tiles,
+        unit_area=seen.unit_area,
+        pixels=int(sizes.prod(axis=1).max(initial=0)),
+        seen_share=seen.seen_share,
     )
+
+
+def _training_size(
+    Ks: NDArray[np.float64], sizes: NDArray[np.int32], downscale: float, max_width: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Intrinsics and sizes of the images as they are trained."""
+    shrink = np.full(len(sizes), 1 / downscale)
+    if max_width:
+        shrink = np.minimum(shrink, max_width / sizes[:, 0])
+    Ks = Ks.copy()
+    Ks[:, :2] *= shrink[:, None, None]
+    return Ks, sizes * shrink[:, None]
 
 
 def _extents(scene: Scene, patch: Patch) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -190,7 +190,7 @@ def _tracks(
 
 def _point_findings(broken: int, dangling: int, total: int) -> list[Finding]:
     findings = []
-    if broken == total:
+    if broken and broken == total:
         raise SceneError(f"none of the model's {total:,} points has finite coordinates; export the model again")
     if broken:
         message = f"{broken:,} of {total:,} points have coordinates that are not finite and are left out"
