@@ -16,6 +16,7 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
+from splatpipe.failures.classify import Catalogue, extended_catalogue
 from splatpipe.merge.settings import MergeSettings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
@@ -49,6 +50,7 @@ class TrainingSection(TrainSettings):
     threads: Annotated[int, Ge(0)] = 0  # CPU threads of one training; 0: all there are
     share_cap: bool = True  # give each patch the part of max_cap that its area and points deserve
     lfs_config: str | None = None  # a profile under lfs_configs/
+    lfs_binary: str | None = None  # LichtFeld Studio, or its folder; None: $LICHTFELD_BIN, else PATH
 
     def hyper_parameters(self) -> TrainSettings:
         """The part that the training loop knows."""
@@ -65,6 +67,25 @@ class ExecutorSettings:
 
 
 @dataclass(frozen=True)
+class FailureSettings:
+    """What messages mean, beyond the catalogue that splatpipe comes with."""
+
+    __pydantic_config__ = STRICT
+
+    rows: tuple[dict[str, Any], ...] = ()  # of failures/catalogue.yml, tried before its own
+
+    def __post_init__(self) -> None:
+        try:
+            self.catalogue()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    def catalogue(self) -> Catalogue:
+        """The user's rows, then splatpipe's."""
+        return extended_catalogue(self.rows, "failures.rows")
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run, resolved."""
 
@@ -76,6 +97,7 @@ class Config:
     training: TrainingSection = field(default_factory=TrainingSection)
     limits: Limits = field(default_factory=Limits)
     retry: RetrySettings = field(default_factory=RetrySettings)
+    failures: FailureSettings = field(default_factory=FailureSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     merge: MergeSettings = field(default_factory=MergeSettings)
 
@@ -132,27 +154,14 @@ def find_config(scene: Path | None) -> Path | None:
     return next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
 
 
-def profile_init_scaling(name: str, near: Sequence[Path]) -> float | None:
-    """`init_scaling` of the profile `name` under an `lfs_configs/` folder beside one of `near`.
-
-    Raises `ConfigError` when there is no such profile or it is not a JSON object.
-    """
+def find_profile(name: str, near: Sequence[Path]) -> Path:
+    """The profile `name` under an `lfs_configs/` folder beside one of `near`; `ConfigError` when there is none."""
     places = [folder / PROFILE_FOLDER / name for folder in near]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         looked = ", ".join(str(place) for place in places)
         raise ConfigError(f"training.lfs_config: no profile {name!r} (looked at {looked})")
-    try:
-        profile = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(profile, dict):
-        raise ConfigError(f"{path}: must hold one JSON object")
-    profile = profile.get("optimization", profile)
-    value = profile.get("init_scaling")
-    if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
-        raise ConfigError(f"{path}: init_scaling must be a positive number, not {value!r}")
-    return value
+    return path
 
 
 # ------------------------------------------------------------------ reading

@@ -35,6 +35,7 @@ CREATE TABLE attempts (
     exit_status INTEGER, started REAL NOT NULL, ended REAL, step INTEGER NOT NULL DEFAULT 0, gaussians INTEGER,
     peak_rss INTEGER NOT NULL DEFAULT 0, peak_vram INTEGER NOT NULL DEFAULT 0, splat TEXT,
     health TEXT NOT NULL DEFAULT '{}', warnings TEXT NOT NULL DEFAULT '[]', interruptions INTEGER NOT NULL DEFAULT 0,
+    spent REAL NOT NULL DEFAULT 0,
     PRIMARY KEY (patch, n)
 );
 CREATE TABLE merged (
@@ -75,6 +76,17 @@ class PatchRecord:
     outcome: Outcome
     reason: str | None
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """An attempt that has ended and was not interrupted, of whatever generation, in short."""
+
+    patch_id: str
+    trainer: str
+    init_scaling: float
+    failure: FailureClass | None
+    ended: float
 
 
 class Ledger:
@@ -146,7 +158,8 @@ class Ledger:
         """Record that an attempt begins, or that an interrupted one goes on; its patch is `running`."""
         sql = """INSERT INTO attempts (patch, n, request, init_scaling, remedy, why, state, started)
             VALUES (?, ?, ?, ?, ?, ?, 'running', ?) ON CONFLICT (patch, n) DO UPDATE SET request = excluded.request,
-            state = 'running', ended = NULL, class = NULL, line = NULL, interruptions = interruptions + 1"""
+            state = 'running', spent = spent + coalesce(ended - started, 0), started = excluded.started,
+            ended = NULL, class = NULL, line = NULL, interruptions = interruptions + 1"""
         values = (request.patch_id, request.attempt, _json(request.to_json()), request.init_scaling, remedy, why)
         with self._db.write() as db:
             db.execute(sql, (*values, time.time()))
@@ -210,6 +223,12 @@ class Ledger:
         """The patch's attempts that count and have ended, oldest first: what `policy.ladder` decides on."""
         sql = "SELECT * FROM attempts WHERE patch = ? AND state = 'ended' AND NOT superseded ORDER BY n"
         return [_attempt(row) for row in self._db.read(sql, patch_id)]
+
+    def trials(self) -> list[TrialRecord]:
+        """Every attempt of every patch that came to an end by itself, superseded ones too, oldest first."""
+        sql = """SELECT patch, request, init_scaling, class, ended FROM attempts
+            WHERE state = 'ended' AND class IS NOT ? ORDER BY patch, n"""
+        return [_trial(row) for row in self._db.read(sql, FailureClass.INTERRUPTED.value)]
 
     def next_number(self, patch_id: str) -> int:
         """The number of a patch's next attempt, superseded ones counted."""
@@ -278,6 +297,12 @@ def _patch(row: sqlite3.Row) -> PatchRecord:
     return PatchRecord(**plain, **data, outcome=Outcome(row["outcome"]))
 
 
+def _trial(row: sqlite3.Row) -> TrialRecord:
+    failure = FailureClass(row["class"]) if row["class"] else None
+    trainer = str(json.loads(row["request"])["trainer"])
+    return TrialRecord(row["patch"], trainer, row["init_scaling"], failure, row["ended"])
+
+
 def _attempt(row: sqlite3.Row) -> Attempt:
     return Attempt(
         request=TrainRequest.from_json(json.loads(row["request"])),
@@ -293,6 +318,7 @@ def _attempt(row: sqlite3.Row) -> Attempt:
         splat=Path(row["splat"]) if row["splat"] else None,
         health=json.loads(row["health"]),
         warnings=tuple(json.loads(row["warnings"])),
+        spent=row["spent"],
     )
 
 
@@ -313,7 +339,7 @@ def _patch_status(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> dict[str, An
 
 
 def _seconds(attempt: sqlite3.Row) -> float | None:
-    return None if attempt["ended"] is None else round(attempt["ended"] - attempt["started"], 3)
+    return None if attempt["ended"] is None else round(attempt["spent"] + attempt["ended"] - attempt["started"], 3)
 
 
 def _attempt_status(row: sqlite3.Row) -> dict[str, Any]:
@@ -321,6 +347,7 @@ def _attempt_status(row: sqlite3.Row) -> dict[str, Any]:
     more = ("state", "exit_status", "remedy", "why", "gaussians", "peak_rss", "peak_vram", "splat", "interruptions")
     return {
         **{name: row[name] for name in names},
+        "trainer": json.loads(row["request"])["trainer"],
         "seconds": _seconds(row),
         **{name: row[name] for name in more},
         "warnings": json.loads(row["warnings"]),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splatpipe.config import Config, config_from_dict, find_config, load_config
+from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError
 from splatpipe.joining import Merged, join
 from splatpipe.layout import RunLayout
@@ -25,9 +26,8 @@ from splatpipe.scene.arrays import Scene
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.undistort import needs_undistortion, undistort
-from splatpipe.trainers.base import Trainer
-from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
-from splatpipe.training import TrainingStage, reopen, settle, slots_for
+from splatpipe.trainers.base import PreparedTrainer, Trainer
+from splatpipe.training import TrainingStage, evaluation_device, reopen, settle, slots_for
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ALL_FAILED = 0, 3, 4
 ALL = "all"
@@ -73,33 +73,41 @@ class RunOptions:
 _SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
 
 
-def run(options: RunOptions, *, stop: threading.Event, merge: bool = True, trainer: Trainer | None = None) -> int:
+def run(
+    options: RunOptions,
+    *,
+    stop: threading.Event,
+    merge: bool = True,
+    trainer: Trainer | None = None,
+    other: Trainer | None = None,
+) -> int:
     """The main job. Gives back the exit code; what is trained already is not trained again.
 
+    `trainer` and `other`, which takes over where it fails: by default those that the settings and this machine give.
     Raises a `SplatpipeError` for what the user can cause, `Interrupted` when `stop` was set.
     """
-    trainer = trainer or GsplatTrainer()
-    info = trainer.probe()
-    slots = slots_for(options.config, info)
+    config = options.config
+    crew = Crew(trainer, trainer.probe(), other) if trainer else choose_crew(config, options.profile_folders)
+    slots = slots_for(config, crew.info)
     with _prepared(options) as (plan, ledger):
         _check_ids(options.retrain, plan)
-        for sentence in settle(ledger, trainer):
+        for sentence in settle(ledger, crew):
             _say(sentence)
         reopen(ledger, _named(options.retrain, plan))
         waiting = [p for p in plan.patches if not _outcome(ledger, p.id).trained]
         if waiting:
-            _train(waiting, options, ledger, trainer, slots, stop)
+            _train(waiting, options, ledger, crew, slots, stop)
         if stop.is_set():
             raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
         outcomes = {p.id: _outcome(ledger, p.id) for p in plan.patches}
         if merge and any(outcome.trained for outcome in outcomes.values()):
-            _merge(plan, options, ledger, slots[0].device, fresh=bool(waiting))
+            _merge(plan, options, ledger, evaluation_device(config), fresh=bool(waiting))
         return _exit_code(outcomes, ledger)
 
 
 def merge(options: RunOptions) -> int:
     """Merge what is trained, again. Gives back the exit code."""
-    device = slots_for(options.config, GsplatTrainer().probe())[0].device
+    device = evaluation_device(options.config)
     with _prepared(options) as (plan, ledger):
         _merge(plan, options, ledger, device, fresh=True)
         return _exit_code({p.id: _outcome(ledger, p.id) for p in plan.patches}, ledger)
@@ -203,13 +211,15 @@ def _train(
     waiting: Sequence[Any],
     options: RunOptions,
     ledger: Ledger,
-    trainer: Trainer,
+    crew: Crew,
     slots: Sequence[Any],
     stop: threading.Event,
 ) -> None:
+    if isinstance(crew.first, PreparedTrainer):
+        crew.first.prepare(slots[0].device, _say)
     progress = RunProgress({planned.id: planned.settings.iterations for planned in waiting})
     try:
-        TrainingStage(options.layout, ledger, options.config, trainer, progress, stop).run(waiting, slots)
+        TrainingStage(options.layout, ledger, options.config, crew, progress, stop).run(waiting, slots)
     finally:
         progress.close()
 

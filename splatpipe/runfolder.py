@@ -27,7 +27,7 @@ from splatpipe.scene.arrays import Scene
 
 RESULT_SECTIONS = ("scene", "patching", "init_scaling", "training")  # what a trained patch depends on
 RETRAINABLE = ("init_scaling", "training")  # of these, what --retrain can change in a folder
-IRRELEVANT = {("training", "threads"), ("training", "device"), ("training", "image_cache_gb")}
+IRRELEVANT = {("training", name) for name in ("threads", "device", "image_cache_gb", "lfs_binary")}
 LIBRARIES = ("numpy", "scipy", "pycolmap", "torch", "numba", "gsplat")
 
 

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from splatpipe.config import Config
-from splatpipe.errors import EnvironmentProblem
+from splatpipe.crew import Crew
+from splatpipe.errors import EnvironmentProblem, SplatpipeError
 from splatpipe.executors.local import LocalExecutor, Slot
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
 from splatpipe.machine import usable_cores
+from splatpipe.memory import Memory
 from splatpipe.planning import PlannedPatch
 from splatpipe.policy.ladder import next_request
 from splatpipe.progress import RunProgress
-from splatpipe.trainers.base import Attempt, Trainer, TrainerInfo
+from splatpipe.trainers.base import Attempt, TrainerInfo, TrainRequest
+from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 from splatpipe.trainers.output import check_splat
 from splatpipe.trainers.supervise import end_orphan, recover, run_attempt
 
@@ -49,6 +52,14 @@ def slots_for(config: Config, info: TrainerInfo) -> list[Slot]:
     return [Slot(devices[i % len(devices)], threads) for i in range(jobs)]
 
 
+def evaluation_device(config: Config) -> str:
+    """Where splats are rendered for evaluation: on a GPU where `training.device` allows it and gsplat can."""
+    wanted = config.training.device
+    if wanted == "cpu" or "cuda" not in GsplatTrainer().probe().capabilities:
+        return "cpu"
+    return wanted if ":" in wanted else "cuda:0"
+
+
 class TrainingStage:
     """Trains the patches of one run that are not trained yet."""
 
@@ -57,13 +68,14 @@ class TrainingStage:
         layout: RunLayout,
         ledger: Ledger,
         config: Config,
-        trainer: Trainer,
+        crew: Crew,
         progress: RunProgress,
         stop: threading.Event,
     ) -> None:
-        self.layout, self.ledger, self.config, self.trainer = layout, ledger, config, trainer
+        self.layout, self.ledger, self.config, self.crew = layout, ledger, config, crew
         self.progress, self.stop = progress, stop
-        self.retry = config.retry
+        self.retry, self.catalogue = config.retry, config.failures.catalogue()
+        self.memory = Memory(layout, ledger) if config.retry.history else None
 
     def run(self, patches: Sequence[PlannedPatch], slots: Sequence[Slot]) -> dict[str, PatchResult]:
         """Results of the patches that were begun. Raises what a bug of ours raised, after the others are done."""
@@ -74,7 +86,8 @@ class TrainingStage:
             if finished.result is None:
                 assert finished.error is not None
                 bugs.append(finished.error)
-                self.ledger.set_outcome(finished.job.id, Outcome.FAILED, f"splatpipe itself failed: {finished.error}")
+                ours = "" if isinstance(finished.error, SplatpipeError) else "splatpipe itself failed: "
+                self.ledger.set_outcome(finished.job.id, Outcome.FAILED, f"{ours}{finished.error}")
                 continue
             results[finished.result.patch_id] = finished.result
             if finished.result.stop_run:
@@ -85,29 +98,49 @@ class TrainingStage:
 
     def _train(self, planned: PlannedPatch, slot: Slot) -> PatchResult:
         """Attempt after attempt until the patch is trained or no remedy is left; every step is on record."""
-        first = replace(
-            planned.request(self.layout, self.ledger.next_number(planned.id), self.config, self.trainer.name),
-            device=slot.device,
-            threads=slot.threads,
-        )
-        decision = next_request(first, self.ledger.history(planned.id), self.retry)
+        history = self.ledger.history(planned.id)
+        first, learned = self._first_request(planned, fresh=not history)
+        first = replace(first, device=slot.device, threads=slot.threads)
+        takeover = self.crew.takeover(planned.stats.relative_size)
+        decision = next_request(first, history, self.retry, takeover)
+        if learned:
+            decision = replace(decision, reason=learned)
+            self.progress.say(f"{planned.id}: {learned}")
         while decision.request is not None and not self.stop.is_set():
             request = replace(decision.request, device=slot.device, threads=slot.threads)
             if decision.remedy:
                 self.progress.say(f"{planned.id}: {decision.reason}")
             self.ledger.start_attempt(request, decision.remedy, decision.reason)
             attempt = run_attempt(
-                self.trainer, request, on_event=lambda e: self.progress.event(planned.id, e), stop=self.stop
+                self.crew.named(request.trainer),
+                request,
+                on_event=lambda e: self.progress.event(planned.id, e),
+                stop=self.stop,
+                catalogue=self.catalogue,
             )
             self.ledger.end_attempt(attempt)
             if attempt.failure is None:
                 return self._trained(attempt)
             if attempt.failure is FailureClass.INTERRUPTED and self.stop.is_set():
                 break
-            decision = next_request(first, self.ledger.history(planned.id), self.retry)
+            decision = next_request(first, self.ledger.history(planned.id), self.retry, takeover)
         if decision.request is not None:
             return self._record(planned.id, Outcome.INTERRUPTED, "stopped; run again to continue")
         return self._record(planned.id, Outcome.FAILED, decision.reason, stop_run=decision.stop_run)
+
+    def _first_request(self, planned: PlannedPatch, fresh: bool) -> tuple[TrainRequest, str | None]:
+        """The request of a first attempt; where similar patches taught another rung, with the sentence about them.
+
+        What the user has fixed is not touched.
+        """
+        name = self.crew.first.name
+        learned = None
+        if fresh and self.memory and not planned.fixed:
+            learned = self.memory.first_rung(planned.stats.to_json(), name, planned.rung.init_scaling)
+        if learned:
+            planned = planned.at(learned.init_scaling)
+        number = self.ledger.next_number(planned.id)
+        return planned.request(self.layout, number, self.config, name), learned.reason if learned else None
 
     def _trained(self, attempt: Attempt) -> PatchResult:
         notes = [*attempt.warnings, *_health_notes(attempt)]
@@ -147,7 +180,7 @@ def _health_notes(attempt: Attempt) -> list[str]:
     return notes
 
 
-def settle(ledger: Ledger, trainer: Trainer) -> list[str]:
+def settle(ledger: Ledger, crew: Crew) -> list[str]:
     """Bring the ledger up to date with what a killed splatpipe left behind. Needs the run's lock.
 
     Children that are still running are ended; an attempt that finished whole is recorded as trained, any other
@@ -156,7 +189,7 @@ def settle(ledger: Ledger, trainer: Trainer) -> list[str]:
     sentences = []
     for request in ledger.unfinished():
         ended = end_orphan(request.files)
-        attempt = recover(trainer, request)
+        attempt = recover(crew.first, request)
         if attempt is not None:
             ledger.end_attempt(attempt)
             ledger.set_outcome(request.patch_id, Outcome.TRAINED, None, _metrics(attempt))

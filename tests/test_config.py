@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from splatpipe.config import Config, config_from_dict, find_config, known_keys, load_config, profile_init_scaling
+from splatpipe.config import Config, config_from_dict, find_config, find_profile, known_keys, load_config
 from splatpipe.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,25 +112,24 @@ def test_the_settings_of_a_run_read_back_as_they_were() -> None:
     assert again.hash() == config.hash() != Config().hash()
 
 
-def test_the_p7_profile_sets_init_scaling(tmp_path: Path) -> None:
+def test_the_p7_profile_is_found_beside_the_settings_or_in_the_checkout(tmp_path: Path) -> None:
     path = written(tmp_path, "training:\n  lfs_config: increase_init_scaling.json\n")
     config = load_config(path)
     assert config.training.lfs_config is not None
-    assert profile_init_scaling(config.training.lfs_config, [tmp_path, ROOT]) == 0.3
+    assert find_profile(config.training.lfs_config, [tmp_path, ROOT]).is_file()
 
 
 def test_a_profile_that_is_not_there_is_named_with_the_places_looked_at(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.json") as caught:
-        profile_init_scaling("nowhere.json", [tmp_path])
+        find_profile("nowhere.json", [tmp_path])
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"init_scaling": -1}', '{"init_scaling": "big"}'])
-def test_a_profile_that_is_no_profile_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "lfs_configs").mkdir()
-    (tmp_path / "lfs_configs" / "bad.json").write_text(text)
-    with pytest.raises(ConfigError, match="bad.json"):
-        profile_init_scaling("bad.json", [tmp_path])
+def test_a_users_message_must_be_a_row_of_the_catalogue(tmp_path: Path) -> None:
+    path = written(tmp_path, "failures:\n  rows:\n    - {pattern: 'warp drive', class: sadness}\n")
+    assert "failures.rows, row 1: 'class' is one of" in problem(path)
+    good = load_config(written(tmp_path, "failures:\n  rows:\n    - {pattern: 'warp drive', class: hang}\n"))
+    assert config_from_dict(json.loads(json.dumps(good.to_dict())), "run.yml") == good
 
 
 def test_the_settings_beside_the_scene_come_before_those_of_the_working_folder(

@@ -56,7 +56,9 @@ class RetrySettings:
 
     __pydantic_config__ = {"extra": "forbid"}
 
+    history: bool = True  # similar patches' outcomes choose the first rung
     max_attempts: Annotated[int, Ge(1)] = 6  # per patch, interruptions not counted
+    max_seconds: Annotated[float, Ge(0)] = 0.0  # of a patch's attempts together; no other is begun after; 0: no limit
     max_interruptions: Annotated[int, Ge(1)] = 20
     rungs: tuple[Annotated[float, Gt(0)], ...] = (0.1, 0.2, 0.3, 0.4)  # of init_scaling; never above the largest
     image_factor: Annotated[float, Gt(1)] = 2.0
@@ -120,6 +122,8 @@ def next_request(
         return Decision(None, None, f"trained in attempt {last.request.attempt}")
     if failure is FailureClass.INTERRUPTED:
         return _resume(request, history, settings)
+    if failure is FailureClass.ENVIRONMENT and last.request.trainer != request.trainer:
+        return Decision(None, None, f"{last.request.trainer}, which took over, cannot train here: {last.line}")
     if failure is FailureClass.ENVIRONMENT:
         return Decision(None, None, f"the machine is at fault, no patch can train: {last.line}", stop_run=True)
     tried = [attempt for attempt in history if attempt.failure is not FailureClass.INTERRUPTED]
@@ -127,6 +131,10 @@ def next_request(
         return Decision(None, None, f"{failure}: another attempt would fail the same way ({last.line})")
     if len(tried) >= settings.max_attempts:
         return Decision(None, None, f"{failure}: gave up after {len(tried)} attempts ({last.line})")
+    seconds = sum(attempt.seconds for attempt in history)
+    if settings.max_seconds and seconds >= settings.max_seconds:
+        spent = f"gave up after {seconds:.0f} s of training in {len(tried)} attempts"
+        return Decision(None, None, f"{failure}: {spent} ({last.line})")
     return _remedy(request, history, tried, settings, other_trainer)
 
 
@@ -232,6 +240,7 @@ def _without_blind(tried: Sequence[Attempt]) -> TrainRequest | None:
 def _next_rung(tried: Sequence[Attempt], settings: RetrySettings) -> float | None:
     """The next larger rung, below everything that exploded; nothing that ran out of memory gets larger."""
     current = tried[-1].request.init_scaling
+    tried = _of_last_trainer(tried)
     if any(attempt.failure in TOO_LARGE for attempt in tried):
         return None
     exploded = [attempt.request.init_scaling for attempt in tried if attempt.failure in EXPLODED]
@@ -239,10 +248,15 @@ def _next_rung(tried: Sequence[Attempt], settings: RetrySettings) -> float | Non
     return min(above, default=None)
 
 
+def _of_last_trainer(tried: Sequence[Attempt]) -> list[Attempt]:
+    """Trainers mean different things by init_scaling: values are only compared within one."""
+    return [attempt for attempt in tried if attempt.request.trainer == tried[-1].request.trainer]
+
+
 def _step_down(tried: Sequence[Attempt], settings: RetrySettings) -> float:
     """Halfway to the next smaller rung or value that was tried; half when there is none."""
     current = tried[-1].request.init_scaling
-    values = [*settings.rungs, *(attempt.request.init_scaling for attempt in tried)]
+    values = [*settings.rungs, *(attempt.request.init_scaling for attempt in _of_last_trainer(tried))]
     below = max((value for value in values if value < current * (1 - 1e-9)), default=0.0)
     return round((current + below) / 2, 6)
 

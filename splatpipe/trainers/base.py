@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -86,10 +86,12 @@ class Attempt:
     splat: Path | None
     health: dict[str, Any] = field(default_factory=dict)  # blind_cameras, relocated shares, loss, psnr, ssim ...
     warnings: tuple[str, ...] = ()
+    spent: float = 0.0  # seconds before it was interrupted and resumed
 
     @property
     def seconds(self) -> float:
-        return self.ended - self.started
+        """Time trained, interruptions left out."""
+        return self.spent + self.ended - self.started
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,15 @@ class Attendant(Protocol):
 
         Raises CollectProblem when that is no result.
         """
+        ...
+
+
+@runtime_checkable
+class PreparedTrainer(Trainer, Protocol):
+    """A trainer with something to do once, before the first child starts."""
+
+    def prepare(self, device: str, say: Callable[[str], None]) -> None:
+        """Make ready to train on `device`, telling `say` what takes long; EnvironmentProblem when it cannot be."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from splatpipe.errors import ConfigError, EnvironmentProblem, SceneError, SplatpipeError
 from splatpipe.failures.classes import FailureClass
-from splatpipe.failures.classify import EndedBy, Evidence, classify, default_catalogue, warnings
+from splatpipe.failures.classify import Catalogue, EndedBy, Evidence, classify, default_catalogue, warnings
 from splatpipe.files import write_json
 from splatpipe.layout import AttemptLayout
 from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
@@ -30,7 +30,14 @@ NEAR_LIMIT = 0.9  # share of the memory limit from which a SIGKILL is taken for 
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-def run_attempt(trainer: Trainer, request: TrainRequest, *, on_event: OnEvent, stop: threading.Event) -> Attempt:
+def run_attempt(
+    trainer: Trainer,
+    request: TrainRequest,
+    *,
+    on_event: OnEvent,
+    stop: threading.Event,
+    catalogue: Catalogue | None = None,
+) -> Attempt:
     """Train once, in a child process, and say how it went.
 
     Blocks until the child and everything it started are gone. Every event of the child (docs/contracts.md)
@@ -45,7 +52,7 @@ def run_attempt(trainer: Trainer, request: TrainRequest, *, on_event: OnEvent, s
         child = _start(trainer, request)
     except SplatpipeError as error:
         return _never_started(request, started, error)
-    watch = Watch(child, trainer, request, on_event, stop, attendant)
+    watch = Watch(child, trainer, request, on_event, stop, attendant, catalogue or default_catalogue())
     try:
         watch.run()
     finally:
@@ -112,10 +119,12 @@ class Watch:
         request: TrainRequest,
         on_event: OnEvent,
         stop: threading.Event,
-        attendant: Attendant | None = None,
+        attendant: Attendant | None,
+        catalogue: Catalogue,
     ) -> None:
         self.progress = Progress()
-        self.memory = LineMemory(default_catalogue().telling)
+        self.catalogue = catalogue
+        self.memory = LineMemory(catalogue.telling)
         self.log = BoundedLog(request.files.log)
         self.ended_by: EndedBy = ""
         self.oom_kills = kernel_oom_kills()
@@ -278,12 +287,16 @@ def judge(request: TrainRequest, watch: Watch, started: float, ended: float) -> 
     """Success only with a `done` event and a whole, finite splat; else the class of the failure."""
     problem = watch.uncollected or _output_problem(request, watch.progress)
     status, lines = watch.child.exit_status, watch.memory.lines
-    notes = [*warnings(lines), *watch.progress.warnings, *([watch.log.problem] if watch.log.problem else [])]
+    notes = [
+        *warnings(lines, watch.catalogue),
+        *watch.progress.warnings,
+        *([watch.log.problem] if watch.log.problem else []),
+    ]
     if problem is None and status != 0:
         notes.append(f"the child left with status {status} after its splat was whole")
     verdict = None
     if problem is not None:
-        verdict = classify(_evidence(request, watch, problem))
+        verdict = classify(_evidence(request, watch, problem), watch.catalogue)
     return _attempt(
         request,
         watch.progress,

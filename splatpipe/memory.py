@@ -1,0 +1,95 @@
+"""What earlier patches have taught, from the ledgers of this run and of those beside it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from splatpipe.errors import SplatpipeError
+from splatpipe.layout import RunLayout
+from splatpipe.ledger import Ledger, PatchRecord, TrialRecord
+from splatpipe.policy.history import Learned, Past, Trial, learned_rung, likeness
+from splatpipe.runfolder import read_run
+
+MOST_RUNS = 50  # neighbouring run folders that are read, the latest first
+
+
+class Memory:
+    """Outcomes of similar patches; reads the neighbouring runs once, this run's ledger each time."""
+
+    def __init__(self, layout: RunLayout, ledger: Ledger) -> None:
+        self._layout, self._ledger = layout, ledger
+        self._here = _identity(layout)
+        self._others: list[Past] | None = None
+
+    def first_rung(self, statistics: Mapping[str, Any], trainer: str, planned: float) -> Learned | None:
+        """A better first rung than `planned` for a patch with these statistics, if outcomes speak for one."""
+        records = self._ledger.patches()
+        mine = likeness(statistics, _median_extent(records), trainer)
+        if mine is None:
+            return None
+        if self._others is None:
+            self._others = [past for run in _neighbours(self._layout, self._here) for past in self._read(run)]
+        own = _past(records, self._ledger.trials(), self._layout.root.name, same_scene=True)
+        return learned_rung(mine, planned, [*own, *self._others])
+
+    def _read(self, run: RunLayout) -> list[Past]:
+        """A run that cannot be read teaches nothing; that is no reason to stop this one."""
+        theirs = _identity(run)
+        try:
+            with Ledger(run.ledger, read_only=True) as ledger:
+                same_scene = bool(theirs & self._here)
+                return _past(ledger.patches(), ledger.trials(), run.root.name, same_scene)
+        except SplatpipeError:
+            return []
+
+
+def _neighbours(layout: RunLayout, here: frozenset[str]) -> list[RunLayout]:
+    """Other run folders beside this one and below its scene."""
+    folders = {layout.root.parent, *(Path(name) / "splatpipe" for name in here if Path(name).is_absolute())}
+    found = {path.resolve() for folder in folders for path in folder.glob("*/ledger.sqlite")}
+    found.discard(layout.ledger.resolve())
+    latest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunLayout(path.parent) for path in latest[:MOST_RUNS]]
+
+
+def _identity(layout: RunLayout) -> frozenset[str]:
+    """The scene's folder and its model's fingerprint; empty when run.yml says neither."""
+    try:
+        run = read_run(layout)
+    except (SplatpipeError, yaml.YAMLError):
+        return frozenset()
+    return frozenset(str(run[key]) for key in ("scene", "model") if run.get(key))
+
+
+def _median_extent(records: Sequence[PatchRecord]) -> float:
+    extents = [record.extent for record in records if record.extent]
+    return statistics.median(extents) if extents else 1.0
+
+
+def _past(records: Sequence[PatchRecord], trials: Sequence[TrialRecord], run: str, same_scene: bool) -> list[Past]:
+    median = _median_extent(records)
+    found = []
+    for record in records:
+        mine = [trial for trial in trials if trial.patch_id == record.id]
+        for name in {trial.trainer for trial in mine}:
+            alike = likeness(record.statistics, median, name)
+            its = [trial for trial in mine if trial.trainer == name]
+            for story in _stories(its) if alike else ():
+                tried = tuple(Trial(trial.init_scaling, trial.failure) for trial in story)
+                found.append(Past(run, record.id, same_scene, story[-1].ended, alike, tried))  # type: ignore[arg-type]
+    return found
+
+
+def _stories(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
+    """Trials cut after each one that trained: `--retrain` begins a patch's story anew."""
+    stories: list[list[TrialRecord]] = [[]]
+    for trial in trials:
+        stories[-1].append(trial)
+        if trial.failure is None:
+            stories.append([])
+    return [story for story in stories if story]
