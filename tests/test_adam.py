@@ -38,7 +38,8 @@ def test_dense_steps_equal_torch(n):
     for name in SHAPES:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
         for key, moment in optimizer.state[name].items():
-            torch.testing.assert_close(moment, reference.state[theirs[name]][key], rtol=1e-5, atol=1e-7)
+            rounding = 1e-7 if key == "exp_avg" else 1e-20  # a mean of both signs may cancel, a mean of squares not
+            torch.testing.assert_close(moment, reference.state[theirs[name]][key], rtol=1e-5, atol=rounding)
 
 
 def test_bands_without_a_gradient_so_far_may_be_left_out():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_raster_gradients import INTRINSICS, NAMES, SIZE, VIEW, cloud
 from thread_counts import thread_counts
 
-from splatpipe.splatting.raster import pool, rasterization, warm_up, warmup
+from splatpipe.splatting.raster import pool, rasterization, view, warm_up, warmup
 
 
 def draw(gaussians, view=VIEW, K=INTRINSICS, size=SIZE, **options):
@@ -138,6 +138,16 @@ def test_extreme_sizes_do_not_crash():
     image, grads = gradients(gaussians)
     assert torch.isfinite(image).all()
     assert all(torch.isfinite(v).all() for v in grads.values())
+
+
+def test_cover_beyond_all_measure_is_a_memory_error_not_a_crash(monkeypatch):
+    monkeypatch.setattr(view, "_MAX_SLOTS", 500)
+    gaussians = cloud(100, 0, None)
+    gaussians["scales"][:] = 50.0
+    with pytest.raises(MemoryError, match="too many for one image"):
+        draw(gaussians)
+    gaussians["scales"][:] = 0.01
+    assert draw(gaussians)[2]["n_isects"] > 0  # and it still works afterwards
 
 
 def test_gradients_that_are_kept_are_not_overwritten_by_the_next_step():

@@ -61,7 +61,7 @@ def rasterization(
 
     degree = -1 if sh_degree is None else sh_degree
     antialiased = rasterize_mode == "antialiased"
-    frame = Frame(width, height, degree, (near_plane, far_plane), eps2d, antialiased)
+    frame = Frame(int(width), int(height), degree, (near_plane, far_plane), eps2d, antialiased)
     return rasterize(frame, viewmats, Ks, backgrounds, (means, quats, scales, opacities, base, rest))
 
 

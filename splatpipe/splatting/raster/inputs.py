@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -71,5 +72,5 @@ def check_views(viewmats: Any, Ks: Any, backgrounds: Any, width: Any, height: An
     if backgrounds is not None:
         _check("backgrounds", backgrounds, (cameras, 3), device)
     for name, size in (("width", width), ("height", height)):
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, Integral) or int(size) < 1:
             raise ValueError(f"{name} must be a positive number of pixels, not {size!r}")

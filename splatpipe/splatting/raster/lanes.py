@@ -324,6 +324,10 @@ def mask_bits(typingctx: Any, mask: Any) -> Any:
 _EXP2 = (1.000000072, 0.6931469671, 0.2402211972, 0.05550713276, 0.00967554154, 0.001327647174)
 
 
+def _multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
+
+
 @operation
 def exp2(typingctx: Any, value: Any) -> Any:
     """2 to the power of every lane, for exponents up to 127; relative error below 3e-7.
@@ -338,10 +342,12 @@ def exp2(typingctx: Any, value: Any) -> Any:
         magic = _constant(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
         shifted = builder.fadd(exponent, magic)
         rest = builder.fsub(exponent, builder.fsub(shifted, magic))
-        result = _constant(_EXP2[-1])
-        for coefficient in reversed(_EXP2[:-1]):
-            product = builder.fmul(result, rest, flags=_CONTRACT)
-            result = builder.fadd(product, _constant(coefficient), flags=_CONTRACT)
+        # pairs of coefficients, so that the products do not wait for each other (Estrin's scheme)
+        square = builder.fmul(rest, rest)
+        result = None
+        for low_term, high_term in reversed(list(zip(_EXP2[::2], _EXP2[1::2], strict=True))):
+            pair = _multiply_add(builder, _constant(high_term), rest, _constant(low_term))
+            result = pair if result is None else _multiply_add(builder, result, square, pair)
         power = builder.shl(builder.bitcast(shifted, _INTS), _order([23] * WIDTH))
         return builder.bitcast(builder.add(builder.bitcast(result, _INTS), power), _VECTOR)
 

@@ -22,7 +22,7 @@ from splatpipe.splatting.raster.tiles import ENTRY, ITEM
 from splatpipe.splatting.raster.workspace import Workspace
 
 Floats = NDArray[np.float32]
-_MAX_SLOTS = 2**31 // SLOT  # int32 intersection numbers, and slots that stay addressable
+_MAX_SLOTS = 2**26  # intersections; their lists and gradients would take 6 GB, a step half a minute
 
 
 class TooManyIntersections(MemoryError):
