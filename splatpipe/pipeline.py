@@ -19,7 +19,7 @@ from splatpipe.errors import ConfigError, Interrupted, RunFolderError
 from splatpipe.joining import Merged, join
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.planning import Plan, make_plan, write_datasets
+from splatpipe.planning import Plan, check_plan, make_plan, write_datasets
 from splatpipe.progress import RunProgress
 from splatpipe.runfolder import library_versions, locked, read_run, record_run
 from splatpipe.scene.arrays import Scene
@@ -166,12 +166,11 @@ def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
     for finding in reading.findings:
         _say(f"{finding.severity}: {finding.message}")
     # Settings that cannot be used must be found before anything is written.
-    draft = make_plan(reading.scene, options.config, options.profile_folders)
+    check_plan(reading.scene, options.config, options.profile_folders)
     with locked(layout):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
-        plan = draft
-        if needs_undistortion(reading.scene):
-            plan = make_plan(_pinhole(reading.scene, layout), options.config, options.profile_folders)
+        scene = _pinhole(reading.scene, layout) if needs_undistortion(reading.scene) else reading.scene
+        plan = make_plan(scene, options.config, options.profile_folders)
         write_datasets(plan, layout)
         with Ledger(layout.ledger) as ledger:
             run_id = ledger.start_run(
@@ -241,7 +240,8 @@ def _report(merged: Merged) -> None:
         print("no hold-out view: the scene is too small to keep one, or patching.holdout_every is 0")
         return
     print(f"hold-out: PSNR {merged.psnr:.2f} dB, SSIM {merged.ssim:.4f} over {len(merged.views)} views")
-    print(f"hold-out view beside its photograph: {merged.pictures[0]}")
+    typical = sorted(zip((view["psnr"] for view in merged.views), merged.pictures, strict=True))[len(merged.views) // 2]
+    print(f"hold-out view beside its photograph: {typical[1]}")
 
 
 # ------------------------------------------------------------------ small things

@@ -152,6 +152,12 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
     return Plan(scene, cut, tuple(planned))
 
 
+def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> None:
+    """Raise what `make_plan` would raise for these settings and this scene, at a fraction of its cost."""
+    _fixed_rung(config, _profile(config, profile_folders))
+    split(scene, config.patching)
+
+
 def write_datasets(plan: Plan, layout: RunLayout) -> None:
     """Write every patch that is not on disk yet, or is not what `plan` says."""
 
