@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
 from splatpipe.failures.classify import Catalogue, extended_catalogue
-from splatpipe.merge.settings import MergeSettings
+from splatpipe.merge.settings import EvaluationSettings, MergeSettings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
 from splatpipe.policy.ladder import RetrySettings
@@ -100,6 +100,7 @@ class Config:
     failures: FailureSettings = field(default_factory=FailureSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     merge: MergeSettings = field(default_factory=MergeSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, tuples as lists."""

@@ -10,12 +10,14 @@ import numpy as np
 
 from splatpipe import __version__
 from splatpipe.config import Config
-from splatpipe.errors import RunFolderError
+from splatpipe.errors import ConfigError, RunFolderError
 from splatpipe.files import write_json
+from splatpipe.judging import Judge, summary
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
 from splatpipe.merge.clean import Cleaning
-from splatpipe.merge.join import MergePart, MergeReport, merge_splats
+from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
+from splatpipe.patches.patch import Patch
 from splatpipe.planning import Plan
 from splatpipe.training import trained_splat
 
@@ -36,23 +38,63 @@ def join(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, device: 
 
     Raises `RunFolderError` when no patch is trained, `EnvironmentProblem` when the disk is full.
     """
-    splats = {planned.id: trained_splat(ledger, planned.id) for planned in plan.patches}
-    parts = [MergePart(patch_id, path) for patch_id, path in splats.items() if path is not None]
-    if not parts:
+    splats = trained_parts(plan, ledger)
+    if not splats:
         raise RunFolderError(f"{layout.root}: no patch is trained, so there is nothing to merge")
-    report = merge_splats(
-        parts,
-        layout.merged_splat,
-        [planned.patch for planned in plan.patches],
-        plan.split.frame,
-        _cleaning(plan, config),
-        comments=(f"splatpipe {__version__}", f"{len(parts)} of {len(splats)} patches"),
-    )
+    report = _merge(plan, splats, [planned.patch for planned in plan.patches], layout.merged_splat, config)
+    report.coverage.draw(layout.coverage_map, [planned.patch for planned in plan.patches], report.holes)
     merged = _evaluate(plan, layout, config, report, device)
     details = report.to_json() | {"views": merged.views, "pictures": [str(path) for path in merged.pictures]}
     ledger.set_merged(report.path, report.gaussians, merged.psnr, merged.ssim, details)
-    write_json(layout.merged / "evaluation.json", {"psnr": merged.psnr, "ssim": merged.ssim, "views": merged.views})
+    write_json(layout.evaluation, {"psnr": merged.psnr, "ssim": merged.ssim, "views": merged.views})
     return merged
+
+
+def join_only(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, only: frozenset[str]) -> MergeReport:
+    """Merge the cores of some patches into a file of their own; the run's merged splat stays as it is.
+
+    Raises `ConfigError` for a patch that the run has not, `RunFolderError` for one that is not trained.
+    """
+    known, splats = [planned.id for planned in plan.patches], trained_parts(plan, ledger)
+    unknown, untrained = sorted(only - set(known)), sorted(only - set(splats))
+    if unknown:
+        raise ConfigError(f"--only: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
+    if untrained:
+        raise RunFolderError(f"{layout.root}: {', '.join(untrained)} is not trained, so it cannot be merged")
+    chosen = [planned.patch for planned in plan.patches if planned.id in only]
+    return _merge(plan, {name: splats[name] for name in only}, chosen, layout.merged_part(sorted(only)), config)
+
+
+def trained_parts(plan: Plan, ledger: Ledger) -> dict[str, Path]:
+    """The splat of every trained patch, in scene coordinates."""
+    splats = {planned.id: trained_splat(ledger, planned.id) for planned in plan.patches}
+    return {patch_id: path for patch_id, path in splats.items() if path is not None}
+
+
+def evaluate(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, device: str) -> dict[str, Any]:
+    """Judge the merged splat, every patch and the borders between them; recorded in `layout.evaluation`.
+
+    Raises `RunFolderError` when nothing is merged yet or the scene has no hold-out view.
+    """
+    if not layout.merged_splat.is_file():
+        raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
+    if not len(plan.split.holdout):
+        raise RunFolderError(f"{layout.root}: no hold-out view: too few images, or patching.holdout_every is 0")
+    judged = Judge(plan, config, device).judge(layout.merged_splat, trained_parts(plan, ledger))
+    write_json(layout.evaluation, judged)
+    return judged
+
+
+def _merge(plan: Plan, splats: dict[str, Path], patches: list[Patch], out: Path, config: Config) -> MergeReport:
+    return merge_splats(
+        [MergePart(patch_id, path) for patch_id, path in splats.items()],
+        out,
+        patches,
+        plan.split.frame,
+        _cleaning(plan, config),
+        comments=(f"splatpipe {__version__}", f"{len(splats)} of {len(plan.patches)} patches"),
+        borders=Borders.of(config.merge),
+    )
 
 
 def _cleaning(plan: Plan, config: Config) -> Cleaning:
@@ -61,15 +103,10 @@ def _cleaning(plan: Plan, config: Config) -> Cleaning:
 
 
 def _evaluate(plan: Plan, layout: RunLayout, config: Config, report: MergeReport, device: str) -> Merged:
-    scene, held = plan.scene, plan.split.holdout
-    if not len(held):
+    if not len(plan.split.holdout):
         return Merged(report, None, None, (), ())
-    from splatpipe.merge.evaluate import evaluate_splat
     from splatpipe.splatting.metrics import Picture, ViewMetrics, side_by_side
-    from splatpipe.splatting.views import Views
 
-    paths = tuple(scene.image_dir / name for name in scene.names)
-    views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes).take(held)
     pictures: list[Path] = []
 
     def draw(metrics: ViewMetrics, render: Picture, photograph: Picture) -> None:
@@ -77,14 +114,6 @@ def _evaluate(plan: Plan, layout: RunLayout, config: Config, report: MergeReport
         side_by_side(render, photograph, path, (f"render, {metrics.psnr:.2f} dB", f"photograph {metrics.name}"))
         pictures.append(path)
 
-    result = evaluate_splat(
-        report.path,
-        views,
-        downscale=config.training.downscale,
-        max_width=config.training.max_width,
-        device=device,
-        threads=config.training.threads,
-        on_view=draw,
-    )
-    rows = tuple({"image": v.name, "psnr": round(v.psnr, 4), "ssim": round(v.ssim, 5)} for v in result.views)
-    return Merged(report, round(result.psnr, 4), round(result.ssim, 5), rows, tuple(pictures))
+    judge = Judge(plan, config, device)
+    result = summary(judge.evaluate(report.path, on_view=draw))
+    return Merged(report, result["psnr"], result["ssim"], tuple(result["views"]), tuple(pictures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,23 @@ class RunLayout:
     @property
     def merged_splat(self) -> Path:
         return self.merged / "splat.ply"
+
+    @property
+    def evaluation(self) -> Path:
+        """What hold-out views say of the merged splat."""
+        return self.merged / "evaluation.json"
+
+    @property
+    def coverage_map(self) -> Path:
+        return self.merged / "coverage.png"
+
+    def merged_part(self, patch_ids: Sequence[str]) -> Path:
+        """A splat of some patches only."""
+        return self.merged / f"{'-'.join(sorted(patch_ids))}.ply"
+
+    def export(self, name: str) -> Path:
+        """The merged splat in another format: a file, or a folder for levels of detail."""
+        return self.merged / "exports" / name
 
     def holdout_picture(self, image: str) -> Path:
         """A render of the merged splat beside the hold-out photograph `image` (a name in the scene)."""

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.merge.neighbours import Spacing
 from splatpipe.merge.settings import MergeSettings
 
 NOT_FINITE = "not_finite"
 TRANSPARENT = "transparent"
 OVERSIZED = "oversized"
 FAR_AWAY = "far_away"
-RULES = (NOT_FINITE, TRANSPARENT, OVERSIZED, FAR_AWAY)
+COARSE = "coarse"
+NEEDLE = "needle"
+ISOLATED = "isolated"
+RULES = (NOT_FINITE, TRANSPARENT, OVERSIZED, FAR_AWAY, COARSE, NEEDLE, ISOLATED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +31,20 @@ class Cleaning:
     center: NDArray[np.float64]
     extent: float
 
-    def dropped(self, rows: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
-        """Per rule, (N,) which rows (in the layout of `ply.columns`) it drops; the rules are disjoint."""
+    @property
+    def needs_spacing(self) -> bool:
+        """Whether a rule that is on looks at the distances among Gaussians."""
+        return bool(self.settings.max_spacing or self.settings.max_needle or self.settings.max_isolation)
+
+    def dropped(self, rows: NDArray[np.float32], spacing: Spacing | None = None) -> dict[str, NDArray[np.bool_]]:
+        """Per rule, (N,) which rows (in the layout of `ply.columns`) it drops; the rules are disjoint.
+
+        `spacing` of the same rows, where `needs_spacing`.
+        """
         dropped = {NOT_FINITE: not_finite(rows)}
         gone = dropped[NOT_FINITE].copy()
         with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are already gone
-            for name, mask in self._rules(rows):
+            for name, mask in [*self._rules(rows), *(self._spacing_rules(rows, spacing) if spacing else ())]:
                 dropped[name] = mask & ~gone
                 gone |= mask
         return dropped
@@ -52,10 +64,23 @@ class Cleaning:
                 rules.append((FAR_AWAY, away > settings.max_distance * self.extent))
         return rules
 
+    def _spacing_rules(self, rows: NDArray[np.float32], spacing: Spacing) -> list[tuple[str, NDArray[np.bool_]]]:
+        settings, rules = self.settings, []
+        scales = np.sort(rows[:, -7:-4], axis=1)
+        length = np.exp(scales[:, 2])
+        if settings.max_spacing:
+            rules.append((COARSE, length > settings.max_spacing * spacing.distance))
+        if settings.max_needle:
+            thin = scales[:, 2] - scales[:, 1] > np.log(settings.max_needle)
+            rules.append((NEEDLE, thin & (length > spacing.distance)))
+        if settings.max_isolation:
+            rules.append((ISOLATED, spacing.isolation > settings.max_isolation))
+        return rules
+
 
 def no_cleaning() -> Cleaning:
     """Drops only what is not finite."""
-    return Cleaning(MergeSettings(0.0, 0.0, 0.0), np.zeros(3), 0.0)
+    return Cleaning(MergeSettings(min_opacity=0.0, max_distance=0.0), np.zeros(3), 0.0)
 
 
 def not_finite(rows: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from splatpipe.merge.rows import Rows, widest
 from splatpipe.scene.arrays import Similarity
 from splatpipe.splatting import raster
 from splatpipe.splatting.images import load_image
-from splatpipe.splatting.metrics import Evaluation, Picture, ViewMetrics, evaluate_views
-from splatpipe.splatting.ply import Splats, read_splats, to_training
+from splatpipe.splatting.metrics import Evaluation, Perceptual, Picture, ViewMetrics, evaluate_views
+from splatpipe.splatting.ply import Splats, from_rows, iter_rows, read_header, read_splats, sample_rows, to_training
 from splatpipe.splatting.views import Views
 
 NORMALISED_EXTENT = 10.0
+HELD_AT_ONCE = 8_000_000  # Gaussians; of a larger file each view reads what it sees, so that memory has a bound
 
 
 def evaluate_splat(
@@ -28,41 +30,48 @@ def evaluate_splat(
     device: str = "cpu",
     threads: int = 0,
     on_view: Callable[[ViewMetrics, Picture, Picture], None] | None = None,
+    perceptual: Perceptual | None = None,
+    held_at_once: int = HELD_AT_ONCE,
 ) -> Evaluation:
-    """PSNR and SSIM of every view of `views` (original sizes and Ks), rendered from a splat in scene coordinates.
+    """Every metric for every view of `views` (original sizes and Ks), rendered from a splat in scene coordinates.
 
     Photographs and renders have the size of `training_size(width, height, downscale, max_width)`.
-    `on_view(metrics, render, photograph)` is called for each view while both pictures are at hand.
+    `on_view(metrics, render, photograph)` is called for each view while both pictures are at hand. A file of more
+    than `held_at_once` Gaussians is read anew for each view, keeping what lies in it.
     Raises SplatFileError and SceneError.
     """
     if threads and device == "cpu":
         raster.set_threads(threads)
-    renderer = Renderer(read_splats(path), device)
-    small = views.resized(downscale, max_width)
+    header, small = read_header(path), views.resized(downscale, max_width)
+    whole = Renderer(read_splats(path), device) if header.count <= held_at_once else None
+    similarity = whole.similarity if whole else normalising(_sampled_means(path))
 
     def render(i: int) -> Picture:
         width, height = (int(pixels) for pixels in small.sizes[i])
-        return renderer.render(small.viewmats[i], small.Ks[i], width, height)
+        viewmat, K = small.viewmats[i], small.Ks[i]
+        renderer = whole or Renderer(_visible(path, viewmat, K, width, height), device, similarity)
+        return renderer.render(viewmat, K, width, height)
 
     def photograph(i: int) -> Picture:
         width, height = (int(pixels) for pixels in small.sizes[i])
         return load_image(small.paths[i], width, height)
 
-    return evaluate_views(render, photograph, small.names, on_view)
+    return evaluate_views(render, photograph, small.names, on_view, perceptual)
 
 
 class Renderer:
     """Splats in scene coordinates, held on `device` in a frame where float32 is accurate.
 
     The frame has its origin amid the Gaussians and an extent of 10, because kilometres from the origin, or in
-    scenes a millimetre wide, single precision and the rasteriser's near plane (0.01) would show.
+    scenes a millimetre wide, single precision and the rasteriser's near plane (0.01) would show. `similarity`
+    leads into another frame instead.
     """
 
-    def __init__(self, splats: Splats, device: str = "cpu") -> None:
+    def __init__(self, splats: Splats, device: str = "cpu", similarity: Similarity | None = None) -> None:
         self.sh_degree = splats.sh_degree
+        self.similarity = similarity or normalising(splats.means)
         self._device = torch.device(device)
-        self._similarity = normalising(splats.means)
-        local = to_training(splats, self._similarity)
+        local = to_training(splats, self.similarity)
         self._means, self._quats, self._sh0, self._shN = (
             torch.from_numpy(array).to(self._device) for array in (local.means, local.quats, local.sh0, local.shN)
         )
@@ -72,7 +81,7 @@ class Renderer:
     @torch.no_grad()
     def render(self, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Picture:
         """(height, width, 3) float32 in [0, 1] on black; `viewmat` (4, 4) world to camera, `K` (3, 3) in pixels."""
-        viewmats = self._similarity.apply_viewmats(viewmat[None])
+        viewmats = self.similarity.apply_viewmats(viewmat[None])
         images, _, _ = raster.rasterization(
             self._means,
             self._quats,
@@ -96,3 +105,28 @@ def normalising(means: NDArray[np.float32]) -> Similarity:
     scale = NORMALISED_EXTENT / (float((high - low).max()) or 1.0)
     x, y, z = (float(value) for value in -scale * (low + high) / 2)
     return Similarity(scale, (x, y, z))
+
+
+def _sampled_means(path: Path) -> NDArray[np.float32]:
+    return np.concatenate([rows[:, :3] for rows in sample_rows(read_header(path), 1 << 18)])
+
+
+def _visible(path: Path, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Splats:
+    """The Gaussians of a file that can reach into a view, chunk by chunk."""
+    kept = [rows[in_view(rows, viewmat, K, width, height)] for rows in iter_rows(read_header(path))]
+    return from_rows(np.concatenate(kept))
+
+
+def in_view(
+    rows: Rows, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int
+) -> NDArray[np.bool_]:
+    """(N,) which Gaussians have a part within four standard deviations inside the view's pyramid; never too few."""
+    centers = rows[:, :3].astype(np.float64) @ viewmat[:3, :3].T + viewmat[:3, 3]
+    reach = 4 * widest(rows)
+    inside = centers[:, 2] > -reach
+    corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]]) @ np.linalg.inv(K).T
+    for i in range(4):
+        # Each side of the pyramid is a plane through the camera; its normal points inwards.
+        normal = np.cross(corners[i], corners[(i + 1) % 4])
+        inside &= centers @ (normal / np.linalg.norm(normal)) > -reach
+    return inside

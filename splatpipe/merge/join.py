@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from splatpipe.errors import EnvironmentProblem, RunFolderError
 from splatpipe.merge.clean import NOT_FINITE, RULES, Cleaning, no_cleaning
+from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
+from splatpipe.merge.coverage import Coverage, CoverageTally
+from splatpipe.merge.grid import Grid
+from splatpipe.merge.neighbours import spacing
 from splatpipe.merge.ownership import Ownership, Territory
+from splatpipe.merge.rows import Rows, faded
+from splatpipe.merge.settings import MergeSettings
+from splatpipe.merge.survey import cells_for, find_loans, survey
 from splatpipe.patches.frame import Frame
-from splatpipe.splatting.ply import CHUNK_ROWS, PlyHeader, SplatWriter, iter_rows, read_header, splat_writer
+from splatpipe.splatting.ply import (
+    CHUNK_ROWS,
+    PlyHeader,
+    SplatWriter,
+    iter_rows,
+    read_header,
+    sample_rows,
+    splat_writer,
+)
+
+GRID_SAMPLE = 1 << 14  # rows of each part that say where the ground is
 
 
 @dataclass(frozen=True)
@@ -31,9 +52,20 @@ class PartReport:
     patch_id: str
     read: int
     kept: int
-    foreign: int  # belong to another patch's core, or to nobody
+    foreign: int  # belong to another patch, or to nobody
     dropped: dict[str, int]  # by cleaning rule: of those it owns, and every one that is not finite
     filled: dict[str, int]  # of those kept, how many lie in the core of a patch that is missing
+    borrowed: int  # of those kept, how many stand in for a neighbour that is too thin there
+    shared: int  # of those kept, how many are wide and count by their mass in the core, at reduced opacity
+
+
+@dataclass(frozen=True)
+class Loan:
+    """Ground of `owner` that is filled by `neighbour`, because the owner is too thin there."""
+
+    owner: str
+    neighbour: str
+    cells: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,9 @@ class MergeReport:
     sh_degree: int
     parts: tuple[PartReport, ...]
     holes: tuple[str, ...]  # patches without a splat
+    loans: tuple[Loan, ...]
+    colors: tuple[ColorDifference, ...]  # between neighbours; with the fits applied only when that was asked for
+    coverage: Coverage
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -70,7 +105,24 @@ class MergeReport:
         return sentences
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "path": str(self.path), "dropped": self.dropped}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {name: fields[name] for name in ("gaussians", "sh_degree", "holes")}
+        lists = {name: [dataclasses.asdict(one) for one in fields[name]] for name in ("parts", "loans", "colors")}
+        covered = {"cells": self.coverage.covered_cells, "holes": int(self.coverage.holes.sum())}
+        return {"path": str(self.path), **plain, **lists, "dropped": self.dropped, "coverage": covered}
+
+
+@dataclass(frozen=True)
+class Borders:
+    """How places and Gaussians between patches are dealt with; `MergeSettings` has the meaning of each."""
+
+    thin_owner: float = 0.0
+    share_wide: bool = False
+    match_colors: bool = False
+
+    @classmethod
+    def of(cls, settings: MergeSettings) -> Borders:
+        return cls(settings.thin_owner, settings.share_wide, settings.match_colors)
 
 
 def merge_splats(
@@ -81,13 +133,15 @@ def merge_splats(
     cleaning: Cleaning | None = None,
     comments: Sequence[str] = (),
     chunk_rows: int = CHUNK_ROWS,
+    borders: Borders | None = None,
 ) -> MergeReport:
     """Write to `out` what each part owns, in the order of the patch ids.
 
     `patches` are all patches of the scene, trained or not, cut in `frame`; a patch without a part is a hole,
-    which its neighbours' buffers fill as far as they reach.
-    SH degrees may differ: missing bands are zero. Peak memory is a few chunks, whatever the size. `out` may be
-    one of the parts. Raises SplatFileError for a part that is not whole, RunFolderError when there is no part,
+    which its neighbours' buffers fill as far as they reach. The parts are looked at by sample first, then read once.
+    SH degrees may differ: missing bands are zero. Peak memory is a few chunks, whatever the size, and 120 bytes for
+    each Gaussian of the largest part when the cleaning needs spacing. `out` may be one of the parts.
+    Raises SplatFileError for a part that is not whole, RunFolderError when there is no part,
     EnvironmentProblem when the disk is full; `out` is then as it was.
     """
     if not parts:
@@ -97,19 +151,41 @@ def merge_splats(
     holes = [patch for patch in patches if patch.id not in headers]
     if len(headers) != len(parts) or len(trained) != len(parts):
         raise ValueError("every part must have the id of a patch of its own")
-    ownership = Ownership(frame, trained, holes)
+    borders = borders or Borders()
+    surveyed = survey(headers, patches, frame, _grid(headers, frame))
+    loans = find_loans(surveyed, borders.thin_owner)
+    fits, differences = fit_colors(surveyed)
+    ownership = Ownership(frame, trained, holes, loans, borders.share_wide)
     degree = max(header.sh_degree for header in headers.values())
+    tally = CoverageTally(surveyed.grid)
+    with _room(out), splat_writer(out, degree, comments) as writer:
+        join = _Join(ownership, cleaning or no_cleaning(), writer, tally, degree, chunk_rows)
+        matched = fits if borders.match_colors else {}
+        reports = tuple(join.append(patch_id, header, matched.get(patch_id)) for patch_id, header in headers.items())
+    lent = tuple(Loan(owner, neighbour, len(cells)) for (owner, neighbour), cells in loans.cells.items())
+    coverage = tally.against(surveyed.best())
+    return MergeReport(out, writer.count, degree, reports, ownership.holes, lent, differences, coverage)
+
+
+@contextlib.contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Turns a full disk into a sentence."""
     try:
-        with splat_writer(out, degree, comments) as writer:
-            join = _Join(ownership, cleaning or no_cleaning(), writer, degree, chunk_rows)
-            reports = tuple(join.append(patch_id, header) for patch_id, header in headers.items())
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EnvironmentProblem(
                 f"{out}: the merged splat does not fit there ({error.strerror}); make room and merge again."
             ) from error
         raise
-    return MergeReport(out, writer.count, degree, reports, ownership.holes)
+
+
+def _grid(headers: Mapping[str, PlyHeader], frame: Frame) -> Grid:
+    """Over the ground that the patches' Gaussians cover, as a small sample of each shows it."""
+    samples = [rows[:, :3] for header in headers.values() for rows in sample_rows(header, GRID_SAMPLE)]
+    means = np.concatenate([*samples, np.zeros((1, 3), np.float32)][: len(samples) or 1])
+    points = frame.apply(means[np.isfinite(means).all(axis=1)])
+    return Grid.over(points if len(points) else np.zeros((1, 3)), cells_for(headers))
 
 
 @dataclass(frozen=True)
@@ -117,26 +193,46 @@ class _Join:
     ownership: Ownership
     cleaning: Cleaning
     writer: SplatWriter
+    tally: CoverageTally
     sh_degree: int
     chunk_rows: int
 
-    def append(self, patch_id: str, header: PlyHeader) -> PartReport:
+    def append(self, patch_id: str, header: PlyHeader, fit: ColorFit | None) -> PartReport:
         """Write what the patch owns of its own file, and count the rest."""
-        kept = foreign = 0
+        distances = spacing(header) if self.cleaning.needs_spacing else None
+        read = kept = foreign = borrowed = shared = 0
         dropped = dict.fromkeys(RULES, 0)
         filled = dict.fromkeys(self.ownership.holes, 0)
         for rows in iter_rows(header, self.sh_degree, self.chunk_rows):
-            mine, fills = self.ownership.owned(patch_id, rows[:, :3])
-            for mask in fills.values():
-                mine |= mask
-            masks = self.cleaning.dropped(rows)
+            claim = self.ownership.claim(patch_id, rows)
+            mine = claim.shares > 0
+            masks = self.cleaning.dropped(rows, distances.part(read, read + len(rows)) if distances else None)
             mine |= masks[NOT_FINITE]  # a place that is no number lies in no core; count it here
             foreign += len(rows) - int(mine.sum())
             for rule, mask in masks.items():
                 dropped[rule] += int((mask & mine).sum())
                 mine &= ~mask
-            for hole, mask in fills.items():
+            for hole, mask in claim.filled.items():
                 filled[hole] += int((mask & mine).sum())
-            kept += int(mine.sum())
-            self.writer.append(rows if mine.all() else rows[mine])
-        return PartReport(patch_id, header.count, kept, foreign, dropped, filled)
+            parted = mine & (claim.shares < 1)
+            read, kept, shared = read + len(rows), kept + int(mine.sum()), shared + int(parted.sum())
+            borrowed += int((claim.borrowed & mine).sum())
+            self._write(rows, mine, claim.shares, parted, fit)
+        return PartReport(patch_id, header.count, kept, foreign, dropped, filled, borrowed, shared)
+
+    def _write(
+        self,
+        rows: Rows,
+        mine: NDArray[np.bool_],
+        shares: NDArray[np.float64],
+        parted: NDArray[np.bool_],
+        fit: ColorFit | None,
+    ) -> None:
+        out = rows if mine.all() else rows[mine]
+        if parted.any():
+            part = parted[mine]
+            out = out.copy()
+            out[part] = faded(out[part], shares[parted])
+        out = fit.apply(out) if fit else out
+        self.tally.add(self.ownership.frame.apply(out[:, :3]), out)
+        self.writer.append(out)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.merge.grid import Grid
+from splatpipe.merge.rows import Rows, share_in, spreads, widest
 from splatpipe.patches.frame import Frame
 from splatpipe.patches.patch import Box
 
 NOBODY = -1
+LEAST_SHARE = 0.01  # of a wide Gaussian's mass; with less a patch does not claim it
 
 
 class Territory(Protocol):
@@ -25,15 +29,50 @@ class Territory(Protocol):
     def buffered(self) -> Box: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Loans:
+    """Ground cells in which a neighbour stands in for an owner that is too thin there.
+
+    `cells[owner, neighbour]` are ascending cell numbers of `grid`; an owner lends a cell to one neighbour at most.
+    """
+
+    grid: Grid
+    cells: Mapping[tuple[str, str], NDArray[np.int64]]
+
+    def of_owner(self, owner: str) -> NDArray[np.int64]:
+        """Every cell that `owner` lends."""
+        lent = [cells for (lender, _), cells in sorted(self.cells.items()) if lender == owner]
+        return np.unique(np.concatenate(lent)) if lent else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What one patch contributes of N Gaussians of its file."""
+
+    shares: NDArray[np.float64]  # (N,) 1: it owns it, 0: it does not, between: its part of a wide Gaussian
+    filled: dict[str, NDArray[np.bool_]]  # per hole, (N,) which of its Gaussians stand in for the missing patch
+    borrowed: NDArray[np.bool_]  # (N,) which stand in for an owner that is too thin
+
+
 class Ownership:
     """Cores of the patches that were trained, and of those that were not (holes), in the frame they were cut in.
 
-    A place in a hole belongs to the trained patch with the nearest core among those whose buffered box
-    contains it (the first id among equals), or to nobody.
+    A place belongs to the patch whose core it is in, unless that patch lends the cell to a neighbour. A place in
+    a hole belongs to the trained patch with the nearest core among those whose buffered box contains it (the
+    first id among equals), or to nobody.
+    With `share_wide`, a Gaussian whose three standard deviations exceed its patch's buffer belongs to each patch
+    by the share of its mass in the core, because each of them has trained such a Gaussian of its own there.
     """
 
-    def __init__(self, frame: Frame, trained: Sequence[Territory], holes: Sequence[Territory] = ()) -> None:
-        self._frame = frame
+    def __init__(
+        self,
+        frame: Frame,
+        trained: Sequence[Territory],
+        holes: Sequence[Territory] = (),
+        loans: Loans | None = None,
+        share_wide: bool = False,
+    ) -> None:
+        self.frame, self.loans, self._share_wide = frame, loans, share_wide
         self._trained = tuple(sorted(trained, key=lambda territory: territory.id))
         self._holes = tuple(sorted(holes, key=lambda territory: territory.id))
 
@@ -42,18 +81,48 @@ class Ownership:
         """Ids of the patches that were not trained."""
         return tuple(hole.id for hole in self._holes)
 
-    def owned(
-        self, patch_id: str, means: NDArray[np.floating]
-    ) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
-        """What `patch_id` owns of (N, 3) scene positions: (N,) in its core, and per hole (N,) what it fills there."""
-        me = next(i for i, territory in enumerate(self._trained) if territory.id == patch_id)
-        points = self._frame.apply(means)
-        filled = {}
+    def claim(self, patch_id: str, rows: Rows) -> Claim:
+        """What `patch_id` contributes of rows (N, P) from its own file, in scene coordinates."""
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are counted by the cleaning
+            points = self.frame.apply(rows[:, :3])
+            me = next(i for i, territory in enumerate(self._trained) if territory.id == patch_id)
+            own, filled = self._trained[me].core.contains(points), {}
+            for hole in self._holes:
+                mask = hole.core.contains(points)
+                mask[mask] = self._nearest_trained(points[mask]) == me
+                filled[hole.id] = mask
+            borrowed = self._borrowed(patch_id, points)
+            own &= ~self._lent(patch_id, points)
+            shares = (own | borrowed | np.any([*filled.values(), np.zeros_like(own)], axis=0)).astype(np.float64)
+            if self._share_wide:
+                self._divide_wide(self._trained[me], rows, points, shares)
+        return Claim(shares, filled, borrowed)
+
+    def _lent(self, patch_id: str, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        if self.loans is None or not len(lent := self.loans.of_owner(patch_id)):
+            return np.zeros(len(points), np.bool_)
+        return np.isin(self.loans.grid.cell(points), lent)
+
+    def _borrowed(self, patch_id: str, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        mask = np.zeros(len(points), np.bool_)
+        for (owner, neighbour), cells in self.loans.cells.items() if self.loans else ():
+            if neighbour == patch_id:
+                core = next(territory.core for territory in self._trained if territory.id == owner)
+                mask |= np.isin(self.loans.grid.cell(points), cells) & core.contains(points)  # type: ignore[union-attr]
+        return mask
+
+    def _divide_wide(self, me: Territory, rows: Rows, points: NDArray[np.float64], shares: NDArray[np.float64]) -> None:
+        """Replace the shares of wide Gaussians by the mass in the core, and an even part of the holes next to it."""
+        wide = np.flatnonzero(3 * widest(rows) > margin(me))
+        if not len(wide):
+            return
+        centers, sigmas = points[wide], spreads(rows[wide], self.frame.rotation)
+        mass = share_in(me.core, centers, sigmas)
         for hole in self._holes:
-            mask = hole.core.contains(points)
-            mask[mask] = self._nearest_trained(points[mask]) == me
-            filled[hole.id] = mask
-        return self._trained[me].core.contains(points), filled
+            heirs = [one for one in self._trained if touching(one.buffered, hole.core)]
+            if me in heirs:
+                mass += share_in(hole.core, centers, sigmas) / len(heirs)
+        shares[wide] = np.where(mass < LEAST_SHARE, 0.0, np.where(mass > 1 - LEAST_SHARE, 1.0, mass))
 
     def _nearest_trained(self, points: NDArray[np.float64]) -> NDArray[np.intp]:
         """(N,) index into the trained patches, or NOBODY."""
@@ -70,3 +139,16 @@ def distance(box: Box, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) Euclidean distance of (N, 3) points to a box of the same frame, 0 inside."""
     outside = np.maximum(np.maximum(box.lower - points, points - box.upper), 0)
     return np.sqrt((outside**2).sum(axis=1))
+
+
+def margin(territory: Territory) -> float:
+    """How far the buffered box reaches beyond the core; infinite for a core without a bounded side."""
+    core, buffered = territory.core, territory.buffered
+    lower = (core.lower - buffered.lower)[np.isfinite(core.lower)]
+    upper = (buffered.upper - core.upper)[np.isfinite(core.upper)]
+    return float(np.concatenate([lower, upper, [np.inf]]).min())
+
+
+def touching(a: Box, b: Box) -> bool:
+    """Whether two boxes of the same frame have a place, or a face, in common."""
+    return bool(np.all((a.lower <= b.upper) & (b.lower <= a.upper)))

@@ -1,4 +1,7 @@
-"""How near a rendered view is to its photograph. numpy and scipy only, so that it needs no trainer."""
+"""How near a rendered view is to its photograph. numpy and scipy only, so that it needs no trainer.
+
+LPIPS, which needs weights and torch, stands in `lpips.py` and is passed in as a `Perceptual`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from scipy.ndimage import correlate1d
 from splatpipe.files import atomic_path
 
 Picture = NDArray[np.floating]  # (H, W, 3) in [0, 1]
+Perceptual = Callable[[Picture, Picture], float]  # (render, photograph) to a distance, 0 for equal pictures
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 WINDOW = 11
@@ -23,11 +27,18 @@ MAX_PSNR = 100.0  # identical pictures; finite, so that it can be averaged and s
 
 @dataclass(frozen=True)
 class ViewMetrics:
-    """One view. PSNR in dB (at most 100), SSIM in [-1, 1]."""
+    """One view. PSNR in dB (at most 100), SSIM in [-1, 1], LPIPS from 0 (None without weights).
+
+    `cc_` values are of the render after `color_corrected`: what is left once exposure is forgiven.
+    """
 
     name: str
     psnr: float
     ssim: float
+    cc_psnr: float
+    cc_ssim: float
+    lpips: float | None = None
+    cc_lpips: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,20 @@ class Evaluation:
 
     @property
     def psnr(self) -> float:
-        return float(np.mean([view.psnr for view in self.views])) if self.views else float("nan")
+        return self.mean("psnr")
 
     @property
     def ssim(self) -> float:
-        return float(np.mean([view.ssim for view in self.views])) if self.views else float("nan")
+        return self.mean("ssim")
+
+    def mean(self, metric: str) -> float:
+        """Mean of one field of `ViewMetrics`; NaN where there is nothing to average."""
+        values = [getattr(view, metric) for view in self.views]
+        return float(np.mean(values)) if values and None not in values else float("nan")
+
+    def of(self, names: Sequence[str]) -> Evaluation:
+        """The part of it that looks at these views."""
+        return Evaluation(tuple(view for view in self.views if view.name in set(names)))
 
 
 def psnr(render: Picture, photograph: Picture) -> float:
@@ -71,6 +91,21 @@ def ssim(render: Picture, photograph: Picture) -> float:
     return float(np.mean(luminance * structure))
 
 
+def color_corrected(render: Picture, photograph: Picture) -> Picture:
+    """The render with each channel's gain and offset removed, clamped to [0, 1].
+
+    gsplat's `color_correct_affine`, after multinerf: fit render = a x photograph + b by least squares, then
+    invert it. A channel that does not follow its photograph at all (a = 0) is only shifted.
+    """
+    picture, truth = np.clip(render, 0, 1).astype(np.float64), np.asarray(photograph, np.float64)
+    mean, mean_truth = picture.mean(axis=(0, 1)), truth.mean(axis=(0, 1))
+    covariance = (picture * truth).mean(axis=(0, 1)) - mean * mean_truth
+    variance = (truth**2).mean(axis=(0, 1)) - mean_truth**2
+    gain = covariance / np.maximum(variance, 1e-8)
+    gain = np.where(np.abs(gain) < 1e-8, 1.0, gain)
+    return np.clip((picture - mean) / gain + mean_truth, 0, 1)
+
+
 def _blur(picture: NDArray[np.float64]) -> NDArray[np.float64]:
     """(H - 10, W - 10, 3): the Gaussian window applied where it fits."""
     x = np.arange(WINDOW) - WINDOW // 2
@@ -86,8 +121,11 @@ def evaluate_views(
     photograph: Callable[[int], Picture],
     names: Sequence[str],
     on_view: Callable[[ViewMetrics, Picture, Picture], None] | None = None,
+    perceptual: Perceptual | None = None,
 ) -> Evaluation:
-    """PSNR and SSIM of `render(i)` against `photograph(i)` for each name; holds one pair in memory at a time.
+    """Every metric of `render(i)` against `photograph(i)` for each name; holds one pair in memory at a time.
+
+    LPIPS only when `perceptual` is given.
 
     `on_view(metrics, render, photograph)` is called for each view while both pictures are at hand.
     """
@@ -96,10 +134,19 @@ def evaluate_views(
         picture, truth = np.clip(np.asarray(render(i)), 0, 1), photograph(i)
         if picture.shape != truth.shape:
             raise ValueError(f"{name}: rendered at {picture.shape}, photographed at {truth.shape}")
-        views.append(ViewMetrics(name, psnr(picture, truth), ssim(picture, truth)))
+        views.append(view_metrics(name, picture, truth, perceptual))
         if on_view:
             on_view(views[-1], picture, truth)
     return Evaluation(tuple(views))
+
+
+def view_metrics(name: str, render: Picture, photograph: Picture, perceptual: Perceptual | None = None) -> ViewMetrics:
+    """Every metric of one view."""
+    corrected = color_corrected(render, photograph)
+    pairs = ((render, photograph), (corrected, photograph))
+    (lpips, cc_lpips) = (perceptual(*pair) for pair in pairs) if perceptual else (None, None)
+    (plain, cc) = ((psnr(*pair), ssim(*pair)) for pair in pairs)
+    return ViewMetrics(name, *plain, *cc, lpips, cc_lpips)
 
 
 def side_by_side(

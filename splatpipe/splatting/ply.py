@@ -202,6 +202,24 @@ def iter_rows(
             yield table.view(np.float32).reshape(wanted, -1) if plain else _reorder(table, header.sh_degree, degree)
 
 
+def sample_rows(header: PlyHeader, most: int, block_rows: int = 512) -> Iterator[NDArray[np.float32]]:
+    """At most about `most` rows, in blocks spread evenly over the file, as `iter_rows` gives them; SH 0 only.
+
+    The same rows on every call; all of them where there are no more.
+    """
+    if header.count <= most:
+        yield from iter_rows(header, 0)
+        return
+    blocks = max(most // block_rows, 1)
+    with header.path.open("rb") as handle:
+        for start in range(0, blocks, CHUNK_ROWS // block_rows):
+            tables = []
+            for block in range(start, min(start + CHUNK_ROWS // block_rows, blocks)):
+                handle.seek(header.offset + (block * (header.count - block_rows) // blocks) * header.row_bytes)
+                tables.append(np.fromfile(handle, header.dtype, block_rows))
+            yield _reorder(np.concatenate(tables), header.sh_degree, 0)
+
+
 def _reorder(table: NDArray[np.void], has: int, wants: int) -> NDArray[np.float32]:
     """Rows in our layout at degree `wants` from a structured table of degree `has`."""
     rows = np.zeros((len(table), len(columns(wants))), np.float32)

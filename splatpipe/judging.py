@@ -1,0 +1,108 @@
+"""How good a run's splats are: merged and patch by patch, on hold-out views, and what the borders cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splatpipe.config import Config
+from splatpipe.patches.visibility import visibility
+from splatpipe.planning import Plan
+
+STRADDLES = 0.1  # share of the points that a view sees which must lie in a second core
+METRICS = ("psnr", "ssim", "cc_psnr", "cc_ssim", "lpips", "cc_lpips")
+NO_LPIPS = "not computed: evaluation.lpips_weights names no folder with its weights"
+
+
+class Judge:
+    """Holds what every evaluation of one run has in common. Raises `ConfigError` for LPIPS weights that are none."""
+
+    def __init__(self, plan: Plan, config: Config, device: str) -> None:
+        from splatpipe.splatting.lpips import Lpips
+        from splatpipe.splatting.views import Views
+
+        scene = plan.scene
+        paths = tuple(scene.image_dir / name for name in scene.names)
+        self._views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes)
+        self._holdout = plan.split.holdout
+        self._plan, self._config, self._device = plan, config, device
+        folder = config.evaluation.lpips_weights
+        self._perceptual = Lpips(Path(folder).expanduser()) if folder else None
+        self.shares = _shares(plan)
+
+    @property
+    def straddling(self) -> tuple[str, ...]:
+        """Hold-out views that look at two cores or more."""
+        return tuple(name for name, seen in self.shares.items() if sum(s >= STRADDLES for s in seen.values()) > 1)
+
+    def evaluate(self, splat: Path, names: tuple[str, ...] | None = None, on_view: Callable[..., None] | None = None):  # type: ignore[no-untyped-def]
+        """An `Evaluation` of a splat file in scene coordinates over hold-out views (default all)."""
+        from splatpipe.merge.evaluate import evaluate_splat
+
+        held = [i for i in self._holdout if names is None or self._views.names[i] in names]
+        training = self._config.training
+        return evaluate_splat(
+            splat,
+            self._views.take(np.array(held, np.int64)),
+            downscale=training.downscale,
+            max_width=training.max_width,
+            device=self._device,
+            threads=training.threads,
+            on_view=on_view,
+            perceptual=self._perceptual,
+        )
+
+    def judge(self, merged: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
+        """Everything, as JSON data: the merged splat, each patch on its own views, and the cost of the borders.
+
+        A straddling view is also rendered from each single patch that owns a good part of it, unclipped; the seam
+        cost is the PSNR of the best of them minus that of the merged splat, in dB: negative when merging helps.
+        """
+        whole = self.evaluate(merged)
+        straddling = self.straddling
+        best: dict[str, float] = {}
+        patches = []
+        for planned in self._plan.patches:
+            if planned.id not in parts:
+                continue
+            own = {self._plan.scene.names[i] for i in planned.patch.holdout_cameras}
+            looked_at = {name for name in straddling if self.shares[name].get(planned.id, 0) >= STRADDLES}
+            result = self.evaluate(parts[planned.id], tuple(own | looked_at))
+            patches.append({"id": planned.id, **summary(result.of(sorted(own)))})
+            for view in result.of(sorted(looked_at)).views:
+                best[view.name] = max(best.get(view.name, -math.inf), view.psnr)
+        costs = {view.name: best[view.name] - view.psnr for view in whole.views if view.name in best}
+        return {
+            **summary(whole),
+            "lpips_note": None if self._perceptual else NO_LPIPS,
+            "straddling": summary(whole.of(straddling)),
+            "seam_cost_db": round(float(np.mean(list(costs.values()))), 4) if costs else None,
+            "seam_cost_of_views_db": {name: round(cost, 4) for name, cost in costs.items()},
+            "patches": patches,
+        }
+
+
+def summary(evaluation: Any) -> dict[str, Any]:
+    """Means and views of an `Evaluation` as JSON data; None where there is nothing to average."""
+    means = {name: _rounded(evaluation.mean(name)) for name in METRICS}
+    rows = [{"image": v.name, **{name: _rounded(getattr(v, name)) for name in METRICS}} for v in evaluation.views]
+    return {**means, "views": rows}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 5)
+
+
+def _shares(plan: Plan) -> dict[str, dict[str, float]]:
+    """For each hold-out view, by patch, the share of the points it sees that lie in the core."""
+    scene, seen = plan.scene, visibility(plan.scene)
+    shares: dict[str, dict[str, float]] = {}
+    for camera in plan.split.holdout:
+        points = plan.split.frame.apply(scene.points[seen.pairs(np.array([camera]))[1]])
+        inside = {planned.id: int(planned.patch.core.contains(points).sum()) for planned in plan.patches}
+        shares[scene.names[camera]] = {name: count / max(len(points), 1) for name, count in inside.items() if count}
+    return shares

@@ -1,0 +1,149 @@
+"""How thickly each patch covers the ground, in its own core and in its neighbours', before anything is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.merge.grid import OUTSIDE, Grid
+from splatpipe.merge.ownership import Loans, Territory, touching
+from splatpipe.merge.rows import SH0, Rows, thickness
+from splatpipe.patches.frame import Frame
+from splatpipe.splatting.ply import PlyHeader, sample_rows
+
+SAMPLE = 1 << 18  # rows read of each part, spread evenly over its file
+PER_CELL = 32  # sampled Gaussians of one patch in one cell, on average
+ENOUGH = 8  # sampled Gaussians that make a cell's colour worth believing
+FEW = 4  # fewer than this do not stand in for an owner
+SH_C0 = 0.28209479177387814
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """One record for each patch (`source`), patch in whose core it looked (`owner`) and cell: R records.
+
+    `source` and `owner` are indices into `ids`; thickness is optical thickness (-log of transparency) averaged over
+    the cell, `color` the thickness-weighted mean base colour.
+    """
+
+    grid: Grid
+    ids: tuple[str, ...]
+    source: NDArray[np.int64]  # (R,)
+    owner: NDArray[np.int64]  # (R,)
+    cell: NDArray[np.int64]  # (R,)
+    count: NDArray[np.float64]  # (R,) sampled Gaussians
+    thickness: NDArray[np.float64]  # (R,)
+    color: NDArray[np.float64]  # (R, 3)
+
+    @property
+    def covered(self) -> NDArray[np.float64]:
+        """(R,) share of the light from below that the source holds back there, 0 to 1."""
+        return -np.expm1(-self.thickness)
+
+    def best(self) -> NDArray[np.float64]:
+        """(cells,) thickness of whichever patch covers the cell best."""
+        n = self.grid.cells
+        total = np.bincount(self.source * n + self.cell, self.thickness, len(self.ids) * n)
+        return total.reshape(len(self.ids), n).max(axis=0)
+
+    def overlaps(self) -> Iterator[tuple[int, int, NDArray[np.intp], NDArray[np.intp]]]:
+        """(owner, neighbour, records of the owner, records of the neighbour) where both saw the same cells."""
+        own = np.flatnonzero(self.source == self.owner)
+        key = self.owner * self.grid.cells + self.cell  # `own` ascends in it: records are sorted by source
+        for source in np.unique(self.source):
+            for owner in np.unique(self.owner[self.source == source]):
+                if owner != source:
+                    theirs = np.flatnonzero((self.source == source) & (self.owner == owner))
+                    at = np.minimum(np.searchsorted(key[own], key[theirs]), max(len(own) - 1, 0))
+                    both = key[own][at] == key[theirs] if len(own) else np.zeros(len(theirs), np.bool_)
+                    yield int(owner), int(source), own[at[both]], theirs[both]
+
+
+def survey(
+    headers: Mapping[str, PlyHeader], territories: Sequence[Territory], frame: Frame, grid: Grid, sample: int = SAMPLE
+) -> Survey:
+    """Look at the unclipped parts. A patch is believed within its buffered box only."""
+    places = sorted(territories, key=lambda territory: territory.id)
+    tables = []
+    for source, place in enumerate(places):
+        if place.id in headers:
+            near = [i for i, one in enumerate(places) if i == source or touching(one.core, place.buffered)]
+            tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, sample))
+    table = np.concatenate([*tables, np.zeros((0, 8))])
+    source_, owner, cell = table[:, :3].astype(np.int64).T
+    color = table[:, 5:8] / np.maximum(table[:, 4:5], 1e-30)
+    return Survey(grid, tuple(one.id for one in places), source_, owner, cell, table[:, 3], table[:, 4], color)
+
+
+def cells_for(headers: Mapping[str, PlyHeader], sample: int = SAMPLE) -> int:
+    """How many cells the sampled Gaussians can fill."""
+    return max(sum(min(header.count, sample) for header in headers.values()) // PER_CELL, 64)
+
+
+def find_loans(surveyed: Survey, thin: float) -> Loans:
+    """Where an owner covers less than the share `thin` of what a neighbour covers, the neighbour with most of it."""
+    n = surveyed.grid.cells
+    own = np.zeros((len(surveyed.ids), n))
+    mine = surveyed.source == surveyed.owner
+    own[surveyed.owner[mine], surveyed.cell[mine]] = surveyed.covered[mine]
+    trained = np.isin(surveyed.owner, surveyed.source)  # the core of a missing patch is filled by another rule
+    offers = np.flatnonzero(~mine & trained & (surveyed.count >= FEW))
+    thinner = own[surveyed.owner[offers], surveyed.cell[offers]] < thin * surveyed.covered[offers]
+    offers = offers[thinner]
+    # The best offer for each owner and cell comes first; the first id among equals.
+    order = np.lexsort(
+        (surveyed.source[offers], -surveyed.covered[offers], surveyed.cell[offers], surveyed.owner[offers])
+    )
+    offers = offers[order]
+    _, first = np.unique(surveyed.owner[offers] * n + surveyed.cell[offers], return_index=True)
+    loans: dict[tuple[str, str], list[int]] = {}
+    for i in offers[first]:
+        pair = (surveyed.ids[surveyed.owner[i]], surveyed.ids[surveyed.source[i]])
+        loans.setdefault(pair, []).append(int(surveyed.cell[i]))
+    return Loans(surveyed.grid, {pair: np.array(sorted(cells), np.int64) for pair, cells in sorted(loans.items())})
+
+
+def _survey_part(
+    header: PlyHeader,
+    source: int,
+    near: Sequence[int],
+    places: Sequence[Territory],
+    frame: Frame,
+    grid: Grid,
+    sample: int,
+) -> NDArray[np.float64]:
+    """(R, 8): source, owner, cell, count, thickness, thickness-weighted colour; ascending by owner and cell."""
+    pieces, seen = [], 0
+    for rows in sample_rows(header, sample):
+        seen += len(rows)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        pieces.append(_tally(rows, source, near, places, frame, grid))
+    table = np.concatenate([*pieces, np.zeros((0, 8))])
+    keys, place = np.unique(table[:, 1] * grid.cells + table[:, 2], return_inverse=True)
+    out = np.zeros((len(keys), 8))
+    out[:, 0], out[:, 1], out[:, 2] = source, keys // grid.cells, keys % grid.cells
+    for column in range(3, 8):
+        out[:, column] = np.bincount(place, table[:, column], len(keys))
+    out[:, 4:] *= header.count / max(seen, 1)
+    return out
+
+
+def _tally(
+    rows: Rows, source: int, near: Sequence[int], places: Sequence[Territory], frame: Frame, grid: Grid
+) -> NDArray[np.float64]:
+    """One record for each owner and cell of a chunk."""
+    points = frame.apply(rows[:, :3])
+    owner = np.full(len(rows), OUTSIDE)
+    for i in near:
+        inside = places[i].core.contains(points)
+        owner[inside if i == source else inside & places[source].buffered.contains(points)] = i
+    cell = grid.cell(points)
+    known = (owner != OUTSIDE) & (cell != OUTSIDE)
+    keys, place = np.unique(owner[known] * grid.cells + cell[known], return_inverse=True)
+    weight = thickness(rows[known], grid.edge**2)
+    color = np.clip(0.5 + SH_C0 * rows[known][:, SH0].astype(np.float64), 0, 1) * weight[:, None]
+    sums = [np.bincount(place, values, len(keys)) for values in (np.ones(len(place)), weight, *color.T)]
+    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, *sums])
