@@ -156,7 +156,9 @@ def _facing(
     bins: NDArray,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Points in the image whose surface faces the camera, and their pixels."""
-    corners = np.array([[x / FOCAL, y / FOCAL, 1.0] for x in (-WIDTH / 2, WIDTH / 2) for y in (-HEIGHT / 2, HEIGHT / 2)])
+    corners = np.array(
+        [[x / FOCAL, y / FOCAL, 1.0] for x in (-WIDTH / 2, WIDTH / 2) for y in (-HEIGHT / 2, HEIGHT / 2)]
+    )
     rays = corners @ rotation
     ground = center[:2] + rays[:, :2] * (center[2] / np.maximum(-rays[:, 2:], 0.15))
     first = np.clip(np.floor((np.minimum(ground.min(axis=0), center[:2]) - origin) / BIN), 0, bins - 1).astype(int)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from splatpipe.budget import disk_bytes, predicted, too_many_intersections, within_budget
 from splatpipe.config import Config, find_profile
 from splatpipe.errors import ConfigError
 from splatpipe.files import read_json
@@ -48,6 +49,11 @@ class PlannedPatch:
     def id(self) -> str:
         return self.patch.id
 
+    @property
+    def disk_bytes(self) -> int:
+        """About what the patch will take on disk."""
+        return disk_bytes(len(self.patch.point_index), self.settings.max_cap)
+
     def at(self, init_scaling: float) -> PlannedPatch:
         """The same patch beginning at another rung."""
         rung = replace(self.rung, init_scaling=init_scaling)
@@ -82,6 +88,7 @@ class PlannedPatch:
             "reason": self.rung.reason,
             "skip_cameras": list(self.skip_cameras),
             "max_cap": self.settings.max_cap,
+            "predicted": predicted(self.stats, self.settings.max_cap).to_json() | {"disk_bytes": self.disk_bytes},
             "iterations": self.settings.iterations,
             "stats": self.stats.to_json(),
             "preflight": self.preflight.to_json(),
@@ -95,6 +102,12 @@ class Plan:
     scene: Scene
     split: Split
     patches: tuple[PlannedPatch, ...]
+    budget: tuple[Finding, ...] = ()  # what patching.vram_gb led to
+
+    @property
+    def disk_bytes(self) -> int:
+        """About what the run will take on disk, undistorted images left out."""
+        return sum(planned.disk_bytes for planned in self.patches)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -104,7 +117,7 @@ class Plan:
             for planned in self.patches
             for finding in planned.preflight.findings
         )
-        return (*self.split.findings, *of_patches)
+        return (*self.budget, *self.split.findings, *of_patches)
 
     def to_json(self) -> dict[str, Any]:
         """`split --json`."""
@@ -113,6 +126,7 @@ class Plan:
             "frame": self.split.frame.to_json(),
             "holdout": [self.scene.names[i] for i in self.split.holdout],
             "patches": [planned.to_json() for planned in self.patches],
+            "disk_bytes": self.disk_bytes,
             "findings": [finding.to_json() for finding in self.findings],
         }
 
@@ -122,7 +136,8 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
     profile = _profile(config, profile_folders)
     fixed, hyper = _fixed_rung(config, profile), _hyper_parameters(config, profile)
     rungs = sorted({*config.init_scaling.rungs, *([fixed] if fixed else [])})
-    cut = split(scene, config.patching)
+    patching, hyper, budget = within_budget(scene, config.patching, hyper)
+    cut = split(scene, patching)
 
     def measure(patch: Patch) -> Measured:
         similarity = normalising_similarity(scene, patch)
@@ -145,17 +160,20 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
     caps = _caps(scene, cut.patches, hyper.max_cap, config.training.share_cap)
     planned = []
     for one in measured:
-        patch, _, checked, _ = one
-        rung = rung_for(choices[patch.id], None if fixed else checked.floor)
+        patch, stats, checked, _ = one
+        floor = None if fixed else checked.floor
+        rung = rung_for(choices[patch.id], floor, stats.coverage_scaling, replace(config.init_scaling, fixed=fixed))
         decided = _decide(one, rung, replace(hyper, max_cap=caps[patch.id]))
         planned.append(replace(decided, fixed=fixed is not None))
-    return Plan(scene, cut, tuple(planned))
+    return Plan(scene, cut, tuple(planned), budget)
 
 
 def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> None:
     """Raise what `make_plan` would raise for these settings and this scene, at a fraction of its cost."""
-    _fixed_rung(config, _profile(config, profile_folders))
-    split(scene, config.patching)
+    profile = _profile(config, profile_folders)
+    _fixed_rung(config, profile)
+    patching, _, _ = within_budget(scene, config.patching, _hyper_parameters(config, profile))
+    split(scene, patching)
 
 
 def write_datasets(plan: Plan, layout: RunLayout) -> None:
@@ -190,6 +208,8 @@ def _decide(measured: Measured, rung: FirstRung, hyper: TrainSettings) -> Planne
     patch, stats, checked, similarity = measured
     skip = checked.blind_at(rung.init_scaling)
     images = len(patch.camera_index) - len(skip)
+    many = too_many_intersections(predicted(stats, hyper.max_cap))
+    checked = replace(checked, findings=(*checked.findings, *many))
     return PlannedPatch(patch, stats, checked, similarity, rung, skip, hyper.scaled(images))
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.patches.patch import Box
+from splatpipe.patches.box import Box
+from splatpipe.patches.cell import Cell, fits
+from splatpipe.patches.drawn import Layout
+from splatpipe.patches.joins import join_degenerate
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.visibility import Visibility
 
@@ -16,16 +19,6 @@ GROUND_AXES = (0, 1)
 SPREAD = (0.05, 0.95)  # quantiles between which a cell's sides are measured
 WIDE_GAP = 0.1  # of a side; a cut moves into an empty strip of that width if the balance allows
 SAME_PLACE = 1e-9  # of a side; coordinates closer than this are one place
-
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """A core and its home cameras, with what these see of it."""
-
-    core: Box
-    cameras: NDArray[np.int64]  # (M,) scene camera indices, ascending
-    rows: NDArray[np.int64]  # (T,) into `cameras`
-    points: NDArray[np.int64]  # (T,) scene point indices, all in `core`
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +30,24 @@ class Cells:
 
 
 def cut_into_cells(
-    positions: NDArray[np.float64], seen: Visibility, cameras: NDArray[np.int64], settings: PatchingSettings
+    positions: NDArray[np.float64],
+    seen: Visibility,
+    cameras: NDArray[np.int64],
+    settings: PatchingSettings,
+    layout: Layout | None = None,
 ) -> Cells:
-    """Cut until no cell is home to more than `max_cameras` of `cameras`, each of which must see something.
+    """Cut, first along `layout`, until no cell is home to more than `max_cameras` of `cameras`, and all limits hold.
 
-    `positions` are all points in the cutting frame, (P, 3). Every camera's home holds at least one point it sees.
-    Only where more cameras than the cap see nothing but a single place are some left unplaced.
+    `positions` are all points in the cutting frame, (P, 3). Each camera must see something; its home holds at least
+    one point it sees. Only where more cameras than the cap see nothing but a single place are some left unplaced.
     """
-    cell = Cell(Box.everything(), cameras, *seen.pairs(cameras))
-    pieces = 1 if len(cameras) <= settings.max_cameras else _pieces(len(cameras), settings)
     cells: list[Cell] = []
     unplaced: list[NDArray[np.int64]] = []
-    stack = [(cell, pieces)]
+    stack = [(cell, 0) for cell in _cut_along(Cell(Box.everything(), cameras, *seen.pairs(cameras)), layout, positions)]
     while stack:
         cell, pieces = stack.pop()
+        if pieces < 2 and not fits(cell.core, len(cell.cameras), positions, settings):
+            pieces = max(_pieces(len(cell.cameras), settings), 2)
         halves = _halve(cell, pieces, positions, settings) if pieces > 1 else None
         if halves:
             stack += halves[::-1]
@@ -58,8 +55,21 @@ def cut_into_cells(
         cell, left_out = _thinned(cell, settings.max_cameras)
         cells.append(cell)
         unplaced.append(left_out)
-    merged = _merge_degenerate(cells, positions, seen, cameras, settings)
-    return Cells(tuple(merged), np.concatenate(unplaced))
+    joined = join_degenerate(cells, positions, seen, cameras, settings)
+    return Cells(tuple(joined), np.concatenate(unplaced))
+
+
+def _cut_along(cell: Cell, layout: Layout | None, positions: NDArray[np.float64]) -> list[Cell]:
+    """The cells of a layout, in reverse order of its cuts; a part in which no camera is at home is not cut off."""
+    if layout is None:
+        return [cell]
+    goes_left = _homes(cell, positions[cell.points, layout.axis] < layout.at)
+    if goes_left is None:
+        one, other = layout.below, layout.above
+        is_left = bool((positions[cell.points, layout.axis] < layout.at).mean() > 0.5)
+        return _cut_along(cell, one if is_left else other, positions)
+    left, right = _parts(cell, layout.axis, layout.at, goes_left, positions)
+    return _cut_along(right, layout.above, positions) + _cut_along(left, layout.below, positions)
 
 
 def _pieces(cameras: int, settings: PatchingSettings) -> int:
@@ -85,7 +95,9 @@ def _halve(
         at = _cut_position(*sorted_axes[axis], sides[axis], pieces, len(cell.cameras), settings)
         if at is None:
             continue
-        goes_left = _home_left(cell, positions[cell.points, axis] < at, pieces, settings)
+        room, planned = _room(settings), pieces // 2
+        fewest = len(cell.cameras) - (pieces - planned) * room
+        goes_left = _homes(cell, positions[cell.points, axis] < at, fewest, planned * room)
         if goes_left is not None:
             left, right = _parts(cell, axis, at, goes_left, positions)
             for_left, for_right = _shares(pieces, len(left.cameras), len(right.cameras), settings)
@@ -135,20 +147,21 @@ def _cut_position(
     return float(x[best] + gaps[best] / 2)
 
 
-def _home_left(
-    cell: Cell, is_left: NDArray[np.bool_], pieces: int, settings: PatchingSettings
+def _homes(
+    cell: Cell, is_left: NDArray[np.bool_], fewest: int = 1, most: int | None = None
 ) -> NDArray[np.bool_] | None:
-    """(M,) which cameras make their home on the left: where most of what they see is, as far as the cap allows.
+    """(M,) which cameras make their home on the left: where most of what they see is.
 
-    No camera is sent where it sees nothing. None if one side would stay without cameras.
+    At least `fewest` and at most `most` go there, if that is possible without sending a camera where it sees
+    nothing. None if one side would stay without cameras.
     """
     total = len(cell.cameras)
     share = np.bincount(cell.rows, weights=is_left, minlength=total) / np.bincount(cell.rows, minlength=total)
     only_left, only_right = int((share == 1).sum()), int((share == 0).sum())
-    room, left = _room(settings), pieces // 2
-    low, high = max(only_left, total - (pieces - left) * room, 1), min(total - only_right, left * room, total - 1)
+    widest = max(only_left, 1), min(total - only_right, total - 1)
+    low, high = max(widest[0], fewest), min(widest[1], most if most is not None else total)
     if low > high:
-        low, high = max(only_left, 1), min(total - only_right, total - 1)
+        low, high = widest
     if low > high:
         return None
     k = int(np.clip((share > 0.5).sum(), low, high))
@@ -186,73 +199,3 @@ def _thinned(cell: Cell, cap: int) -> tuple[Cell, NDArray[np.int64]]:
     kept = np.zeros(n, bool)
     kept[np.arange(cap) * n // cap] = True
     return replace(cell, cameras=cell.cameras[kept]), cell.cameras[~kept]
-
-
-def _merge_degenerate(
-    cells: list[Cell],
-    positions: NDArray[np.float64],
-    seen: Visibility,
-    cameras: NDArray[np.int64],
-    settings: PatchingSettings,
-) -> list[Cell]:
-    """Join cells with too few points or cameras to the neighbour with which they share most views.
-
-    Only neighbours with which they make a box, and only as far as the cap allows.
-    """
-    cells = list(cells)
-    while len(cells) > 1:
-        owner = owners(cells, positions)
-        points = np.bincount(owner, minlength=len(cells))
-        weak = [
-            i
-            for i, cell in enumerate(cells)
-            if points[i] < settings.min_points or len(cell.cameras) < settings.min_cameras
-        ]
-        joins = _possible_joins(cells, weak, settings)
-        if not joins:
-            return cells
-        sees = view_counts(owner, len(cells), seen, cameras) > 0
-        i, j = max(joins, key=lambda join: int((sees[:, join[0]] & sees[:, join[1]]).sum()))
-        cells = _joined(cells, i, j)
-    return cells
-
-
-def _possible_joins(cells: list[Cell], weak: list[int], settings: PatchingSettings) -> list[tuple[int, int]]:
-    return [
-        (i, j)
-        for i in weak
-        for j in range(len(cells))
-        if i != j
-        and len(cells[i].cameras) + len(cells[j].cameras) <= settings.max_cameras
-        and cells[i].core.union(cells[j].core) is not None
-    ]
-
-
-def _joined(cells: list[Cell], i: int, j: int) -> list[Cell]:
-    one, other = cells[i], cells[j]
-    core = one.core.union(other.core)
-    assert core is not None
-    cameras = np.concatenate([one.cameras, other.cameras])
-    order = np.argsort(cameras)
-    row = np.argsort(order)  # old place to new place
-    rows = row[np.concatenate([one.rows, other.rows + len(one.cameras)])]
-    cell = Cell(core, cameras[order], rows, np.concatenate([one.points, other.points]))
-    first, second = sorted((i, j))
-    return [*cells[:first], cell, *cells[first + 1 : second], *cells[second + 1 :]]
-
-
-def owners(cells: list[Cell] | tuple[Cell, ...], positions: NDArray[np.float64]) -> NDArray[np.int32]:
-    """(P,) the cell whose core holds each position; cores tile the ground, so every position has one."""
-    owner = np.zeros(len(positions), np.int32)
-    for i, cell in enumerate(cells[1:], 1):
-        owner[cell.core.contains(positions)] = i
-    return owner
-
-
-def view_counts(
-    owner: NDArray[np.int32], n_cells: int, seen: Visibility, cameras: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """(len(cameras), n_cells) how many points of each core each camera sees: the table that all choices use."""
-    rows, points = seen.pairs(cameras)
-    flat = np.bincount(rows * n_cells + owner[points], minlength=len(cameras) * n_cells)
-    return flat.reshape(len(cameras), n_cells)

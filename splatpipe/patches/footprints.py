@@ -32,7 +32,7 @@ def footprints(
     unit_scales: NDArray[np.floating],
     viewmats: NDArray[np.floating],
     Ks: NDArray[np.floating],
-    sizes: NDArray[np.integer],
+    sizes: NDArray[Any],
     rungs: Sequence[float],
 ) -> Footprints:
     """All arguments in training coordinates: (N, 3), (N,), (C, 4, 4), (C, 3, 3), (C, 2), R ascending rungs.
@@ -64,12 +64,12 @@ def footprints(
     return Footprints(visible.cumsum(axis=0), tiles, area, seen_share)
 
 
-def _blocks(means: NDArray[np.float32], unit_scales: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+def _blocks(means: NDArray[np.float32], unit_scales: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
     """Centre (B, 3), radius (B,) and largest sigma (B,) of every `BLOCK` Gaussians in a row."""
     starts = np.arange(0, len(means), BLOCK)
     low, high = np.minimum.reduceat(means, starts), np.maximum.reduceat(means, starts)
     centers, radii = (low + high) / 2, np.linalg.norm(high - low, axis=1) / 2
-    return centers, (radii * 1.0001 + 1e-6).astype(np.float32), np.maximum.reduceat(unit_scales, starts)
+    return centers.astype(np.float32), (radii * 1.0001 + 1e-6).astype(np.float32), np.maximum.reduceat(unit_scales, starts)
 
 
 def _project(  # type: ignore[no-untyped-def]
@@ -132,8 +132,8 @@ def _project(  # type: ignore[no-untyped-def]
                 reach_x = sigmas * np.sqrt((rungs[0] * unit_x) ** 2 + blur)
                 reach_y = sigmas * np.sqrt((rungs[0] * unit_y) ** 2 + blur)
                 # whole tiles by truncation; a footprint that only touches the image still counts one tile
-                x0, x1 = np.int64(max(u - reach_x, zero) / tile), np.int64(min(u + reach_x, width - one) / tile)
-                y0, y1 = np.int64(max(v - reach_y, zero) / tile), np.int64(min(v + reach_y, height - one) / tile)
+                x0, x1 = int(max(u - reach_x, zero) / tile), int(min(u + reach_x, width - one) / tile)
+                y0, y1 = int(max(v - reach_y, zero) / tile), int(min(v + reach_y, height - one) / tile)
                 tiles[c] += max(x1 - x0 + 1, 1) * max(y1 - y0 + 1, 1)
         area[c] = total / (width * height)
 
@@ -143,7 +143,7 @@ def _kernel() -> Any:
     """`_project` as machine code; kept beside the source, or in the user's cache, where one of the two is writable."""
     import numba
 
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return numba.njit(cache=True, **options)(_project)
     except RuntimeError:  # numba found no folder to keep it in

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.patches.settings import FrameName
+from splatpipe.patches.settings import FrameName, Matrix
 from splatpipe.scene.arrays import Scene
 
 FIXED: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -62,14 +62,17 @@ class Frame:
         return cls(np.array(data["rotation"]), data["source"], data["message"], data["disagreement_degrees"])
 
 
-def ground_frame(scene: Scene, name: FrameName = "auto") -> Frame:
-    """The frame called `name`, or the one estimated from the scene.
+def ground_frame(scene: Scene, name: FrameName | Matrix = "auto") -> Frame:
+    """The frame called `name`, the one given as a matrix, or the one estimated from the scene.
 
     Aerial views straight down and a facade seen from the front look the same here, and both are cut in their plane.
 
     A scene whose points lie in a plane (terrain, a reef, a facade) is cut in that plane. Any other (rooms,
     objects) is cut across the cameras' up, or across the points' least spread where cameras have no common up.
     """
+    if not isinstance(name, str):
+        left, _, right = np.linalg.svd(np.array(name, np.float64))  # the nearest rotation, without its rounding
+        return Frame(left @ right, "axes", "the frame is a matrix, as set")
     if name != "auto":
         return Frame(np.array(FIXED[name], np.float64), "axes", f"the frame is {name}, as set")
     points = _normalised(scene.points)

@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.errors import SceneError
-from splatpipe.patches.cameras import assign_holdout, choose_cameras, choose_holdout
-from splatpipe.patches.cells import Cell, cut_into_cells, owners, view_counts
+from splatpipe.patches.box import Box
+from splatpipe.patches.cameras import assign_holdout, choose_cameras, choose_holdout, short_of_views
+from splatpipe.patches.cell import Cell, fits, owners, view_counts
+from splatpipe.patches.cells import cut_into_cells
+from splatpipe.patches.drawn import Layout, drawn_layout, grid_layout
 from splatpipe.patches.frame import Frame, ground_frame
-from splatpipe.patches.patch import Box, Patch, point_roles
+from splatpipe.patches.outliers import find_outliers
+from splatpipe.patches.patch import Patch, point_roles
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.visibility import Visibility, visibility
 from splatpipe.scene.arrays import Scene
@@ -39,23 +43,35 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
     """
     frame = ground_frame(scene, settings.frame)
     positions = frame.apply(scene.points)
-    seen = visibility(scene)
+    outliers = find_outliers(scene, settings.outliers)
+    seen = visibility(scene).without(outliers.points)
     holdout = choose_holdout(scene.n_cameras, settings.holdout_every)
+    holdout = holdout[~outliers.cameras[holdout]]
     sees = seen.counts() > 0
-    training = np.setdiff1d(np.flatnonzero(sees), holdout)
+    training = np.setdiff1d(np.flatnonzero(sees & ~outliers.cameras), holdout)
     if not len(training):
         raise SceneError(
             f"none of the {scene.n_cameras - len(holdout)} training cameras of {scene.model_dir} sees any of its "
             f"{scene.n_points:,} points; check that model and points belong together"
         )
-    cut = cut_into_cells(positions, seen, training, settings)
-    patches = _patches(cut.cells, scene, frame, positions, seen, training, holdout, settings)
-    blind = np.flatnonzero(~sees)
+    cells = cut_into_cells(positions, seen, training, settings, _layout(settings, positions))
+    owner = np.where(outliers.points, np.int32(-1), owners(cells.cells, positions))
+    patches = _patches(cells.cells, scene, frame, positions, owner, seen, training, holdout, settings)
+    blind = np.flatnonzero(~sees & ~outliers.cameras)
     placed = np.unique(np.concatenate([patch.camera_index for patch in patches]))
-    unplaced = np.setdiff1d(cut.unplaced, placed)
-    findings = _findings(scene, frame, blind, unplaced, settings)
-    unused = np.setdiff1d(np.union1d(blind, unplaced), holdout)
+    unplaced = np.setdiff1d(cells.unplaced, placed)
+    findings = [*outliers.findings, *_findings(scene, frame, blind, unplaced, settings)]
+    findings += _over_limits(patches, cells.cells, positions, settings)
+    findings += _few_views(patches, owner, seen, training, settings)
+    unused = np.setdiff1d(np.union1d(np.flatnonzero(~sees | outliers.cameras), unplaced), holdout)
     return Split(patches, frame, holdout, unused, tuple(findings))
+
+
+def _layout(settings: PatchingSettings, positions: NDArray[np.float64]) -> Layout | None:
+    """The cuts that the user has decided on, if any."""
+    if settings.grid is not None:
+        return grid_layout(*settings.grid, positions)
+    return drawn_layout(settings.cells) if settings.cells is not None else None
 
 
 def _patches(
@@ -63,12 +79,12 @@ def _patches(
     scene: Scene,
     frame: Frame,
     positions: NDArray[np.float64],
+    owner: NDArray[np.int32],
     seen: Visibility,
     training: NDArray[np.int64],
     holdout: NDArray[np.int64],
     settings: PatchingSettings,
 ) -> tuple[Patch, ...]:
-    owner = owners(cells, positions)
     counts = view_counts(owner, len(cells), seen, np.arange(scene.n_cameras))
     held_in = assign_holdout(holdout, counts[holdout])
     may_train = np.zeros((scene.n_cameras, 1), np.int64)
@@ -79,7 +95,8 @@ def _patches(
     for i, cell in enumerate(cells):
         cameras, reasons = choose_cameras(i, cell.cameras, counts * may_train, owner, seen, settings)
         buffered = cell.core.grown(settings.buffer * _shorter_edge(cell.core, positions[owner == i, :2], bounds))
-        points, roles = _points(cell.core, buffered, positions, seen.pairs(cameras)[1], settings.background)
+        near = np.flatnonzero(buffered.contains(positions) & (owner >= 0))
+        points, roles = _points(cell.core, buffered, positions, near, seen.pairs(cameras)[1], settings.background)
         patches.append(
             Patch(
                 id=f"p{i:0{digits}d}",
@@ -109,10 +126,14 @@ def _shorter_edge(core: Box, own: NDArray[np.float64], bounds: NDArray[np.float6
 
 
 def _points(
-    core: Box, buffered: Box, positions: NDArray[np.float64], seen_points: NDArray[np.int64], background: float
+    core: Box,
+    buffered: Box,
+    positions: NDArray[np.float64],
+    near: NDArray[np.int64],
+    seen_points: NDArray[np.int64],
+    background: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Point indices of a patch and their roles; of the far points that its cameras see, an even sample by distance."""
-    near = np.flatnonzero(buffered.contains(positions))
     is_far = np.zeros(len(positions), bool)
     is_far[seen_points] = True
     is_far[near] = False
@@ -146,3 +167,42 @@ def _findings(
         )
         findings.append(Finding("unplaced_cameras", "warning", message, {"cameras": len(unplaced), "first": names}))
     return findings
+
+
+def _over_limits(
+    patches: tuple[Patch, ...], cells: tuple[Cell, ...], positions: NDArray[np.float64], settings: PatchingSettings
+) -> list[Finding]:
+    """A patch with one home camera, or whose cameras see one place, cannot be cut further."""
+    over = [
+        patch.id
+        for patch, cell in zip(patches, cells, strict=True)
+        if not fits(cell.core, len(cell.cameras), positions, settings)
+    ]
+    if not over:
+        return []
+    message = (
+        f"{len(over)} patches exceed patching.max_points or max_extent, first {over[0]}: their cameras cannot be "
+        "parted further"
+    )
+    return [Finding("over_limits", "warning", message, {"patches": over})]
+
+
+def _few_views(
+    patches: tuple[Patch, ...],
+    owner: NDArray[np.int32],
+    seen: Visibility,
+    training: NDArray[np.int64],
+    settings: PatchingSettings,
+) -> list[Finding]:
+    """Points that have more views in the scene than the cap leaves room for."""
+    wanted = np.minimum(np.bincount(seen.pairs(training)[1], minlength=len(owner)), settings.min_views)
+    short = {patch.id: short_of_views(i, patch.camera_index, owner, seen, wanted) for i, patch in enumerate(patches)}
+    short = {patch: n for patch, n in short.items() if n}
+    if not short:
+        return []
+    worst = max(short, key=lambda patch: short[patch])
+    message = (
+        f"{sum(short.values()):,} points have fewer than patching.min_views ({settings.min_views}) views in their "
+        f"patch though the scene has more, most in {worst} ({short[worst]:,}); a larger patching.reserve makes room"
+    )
+    return [Finding("few_views", "note", message, {"points": short})]

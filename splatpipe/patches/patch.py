@@ -9,63 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.patches.box import Box
 from splatpipe.patches.frame import Frame
 from splatpipe.scene.arrays import Scene
-
-
-@dataclass(frozen=True, eq=False)
-class Box:
-    """An axis-aligned box of the cutting frame, lower <= x < upper; bounds may be infinite."""
-
-    lower: NDArray[np.float64]  # (3,)
-    upper: NDArray[np.float64]  # (3,)
-
-    @classmethod
-    def everything(cls) -> Box:
-        return cls(np.full(3, -np.inf), np.full(3, np.inf))
-
-    def contains(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """(N,) for (N, 3) points in the cutting frame. Boxes that share a face share no point."""
-        inside = np.ones(len(points), bool)
-        for axis in range(3):
-            if self.lower[axis] > -np.inf:
-                inside &= points[:, axis] >= self.lower[axis]
-            if self.upper[axis] < np.inf:
-                inside &= points[:, axis] < self.upper[axis]
-        return inside
-
-    def cut(self, axis: int, at: float) -> tuple[Box, Box]:
-        """The part below `at` along `axis`, and the rest."""
-        lower, upper = self.lower.copy(), self.upper.copy()
-        upper[axis] = lower[axis] = at
-        return Box(self.lower, upper), Box(lower, self.upper)
-
-    def grown(self, margin: float) -> Box:
-        return Box(self.lower - margin, self.upper + margin)
-
-    def union(self, other: Box) -> Box | None:
-        """The box that both make together, or None if together they make none."""
-        differ = np.flatnonzero((self.lower != other.lower) | (self.upper != other.upper))
-        if len(differ) != 1:
-            return None
-        axis = differ[0]
-        if self.upper[axis] != other.lower[axis] and other.upper[axis] != self.lower[axis]:
-            return None
-        return Box(np.minimum(self.lower, other.lower), np.maximum(self.upper, other.upper))
-
-    def to_json(self) -> dict[str, list[float | None]]:
-        """Infinite bounds become null."""
-        return {"lower": _without_infinity(self.lower), "upper": _without_infinity(self.upper)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, list[float | None]]) -> Box:
-        lower = [-np.inf if value is None else value for value in data["lower"]]
-        upper = [np.inf if value is None else value for value in data["upper"]]
-        return cls(np.array(lower), np.array(upper))
-
-
-def _without_infinity(values: NDArray[np.float64]) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 class Role(IntEnum):
@@ -113,11 +59,8 @@ class Patch:
     def from_json(cls, data: dict[str, Any], scene: Scene, point_ids: NDArray[np.int64]) -> Patch:
         """The patch that `to_json` described, given the COLMAP ids of its points. Roles follow from the boxes."""
         row = {name: i for i, name in enumerate(scene.names)}
-        frame, core, buffered = (
-            Frame.from_json(data["frame"]),
-            Box.from_json(data["core"]),
-            Box.from_json(data["buffered"]),
-        )
+        frame = Frame.from_json(data["frame"])
+        core, buffered = Box.from_json(data["core"]), Box.from_json(data["buffered"])
         point_index = np.searchsorted(scene.point_ids, np.sort(point_ids))
         return cls(
             id=data["id"],

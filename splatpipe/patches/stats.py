@@ -110,9 +110,7 @@ def patch_stats(
     unit_scales = {"gsplat": gsplat_sizes(neighbours), "lichtfeld": lichtfeld_sizes(neighbours)}
     cameras = patch.camera_index
     Ks, sizes = _training_size(scene.Ks[cameras], scene.sizes[cameras], downscale, max_width)
-    seen = footprints(
-        means, unit_scales[trainer], similarity.apply_viewmats(scene.viewmats[cameras]), Ks, sizes, rungs
-    )
+    seen = footprints(means, unit_scales[trainer], similarity.apply_viewmats(scene.viewmats[cameras]), Ks, sizes, rungs)
     return PatchStats(
         patch_id=patch.id,
         cameras=len(cameras),
@@ -174,6 +172,6 @@ def _relative_size(scales: NDArray[np.float64], distance: NDArray[np.float64]) -
     return float(np.median(scales[apart] / distance[apart])) if apart.any() else 0.0
 
 
-def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
+def _quantiles(values: NDArray[Any]) -> dict[str, float]:
     found = {f"q{100 * q:02.0f}": float(np.quantile(values, q)) for q in QUANTILES}
     return found | {"mean": float(values.mean())}

@@ -34,6 +34,14 @@ class Visibility:
         at = np.arange(len(rows)) - first[rows] + self.offsets[cameras][rows]
         return rows, self.points[at]
 
+    def without(self, points: NDArray[np.bool_]) -> Visibility:
+        """The same, but for the points (P,) that nobody is to see."""
+        if not points.any():
+            return self
+        kept = ~points[self.points]
+        before = np.concatenate([[0], np.cumsum(kept)])
+        return Visibility(before[self.offsets], self.points[kept])
+
 
 def visibility(scene: Scene) -> Visibility:
     """Tracks, and for cameras with hardly any the points that project into their image (occlusion ignored)."""

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le, MinLen
 
@@ -27,6 +27,7 @@ class InitScalingSettings:
     rungs: Annotated[tuple[Rung, ...], MinLen(1)] = (0.1, 0.2, 0.3, 0.4)  # ascending; also the ladder's rungs
     ratios: tuple[Ratio, ...] = (1.25, 1.5, 2.0)  # patch extent over the median extent of the scene's patches
     fixed: Rung | None = None  # one rung for every patch, whatever its extent
+    policy: Literal["extent", "coverage"] = "extent"  # which opinion decides; both are recorded
 
     def __post_init__(self) -> None:
         if list(self.rungs) != sorted(set(self.rungs)):
@@ -58,10 +59,11 @@ class RungChoice:
 
 @dataclass(frozen=True)
 class FirstRung:
-    """The rung to start with, and the two opinions it comes from."""
+    """The rung to start with, and the opinions it comes from."""
 
     init_scaling: float
     by_extent: float
+    by_coverage: float | None  # the first rung at which initial Gaussians cover the image once, or the last
     by_preflight: float | None
     reason: str
 
@@ -83,12 +85,31 @@ def first_rung(extents: Mapping[str, float], settings: InitScalingSettings) -> d
     return {patch: _choose(extent, median, settings) for patch, extent in extents.items()}
 
 
-def rung_for(choice: RungChoice, preflight_floor: float | None) -> FirstRung:
-    """The larger of the extent rule and the smallest rung at which preflight saw no blind camera."""
-    if preflight_floor is None or preflight_floor <= choice.init_scaling:
-        return FirstRung(choice.init_scaling, choice.init_scaling, preflight_floor, choice.reason)
-    reason = f"{choice.reason}; preflight asks for {preflight_floor:g}, which is larger"
-    return FirstRung(preflight_floor, choice.init_scaling, preflight_floor, reason)
+def rung_for(
+    choice: RungChoice,
+    preflight_floor: float | None,
+    coverage_scaling: float | None = None,
+    settings: InitScalingSettings | None = None,
+) -> FirstRung:
+    """The larger of what `settings.policy` says and the smallest rung at which preflight saw no blind camera.
+
+    `coverage_scaling` is the init_scaling at which the initial Gaussians cover the image once; None where unknown.
+    """
+    settings = settings or InitScalingSettings()
+    coverage = _by_coverage(coverage_scaling, settings)
+    rung, reason = choice.init_scaling, choice.reason
+    if settings.policy == "coverage" and settings.fixed is None and coverage is not None:
+        rung = coverage
+        reason = f"initial Gaussians cover the image once at {coverage_scaling:.3g}, so init_scaling {rung:g}"
+    if preflight_floor is not None and preflight_floor > rung:
+        rung, reason = preflight_floor, f"{reason}; preflight asks for {preflight_floor:g}, which is larger"
+    return FirstRung(rung, choice.init_scaling, coverage, preflight_floor, reason)
+
+
+def _by_coverage(scaling: float | None, settings: InitScalingSettings) -> float | None:
+    if scaling is None:
+        return None
+    return next((rung for rung in settings.rungs if rung >= scaling), settings.rungs[-1])
 
 
 def _is_extent(extent: float) -> bool:

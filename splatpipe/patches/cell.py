@@ -1,0 +1,56 @@
+"""A core with the cameras whose home it is, and the table of what every camera sees of every core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.patches.box import Box
+from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.visibility import Visibility
+
+EXTENT = (0.01, 0.99)  # quantiles of the points between which an extent is measured
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A core and its home cameras, with what these see of it."""
+
+    core: Box
+    cameras: NDArray[np.int64]  # (M,) scene camera indices, ascending
+    rows: NDArray[np.int64]  # (T,) into `cameras`
+    points: NDArray[np.int64]  # (T,) scene point indices, all in `core`
+
+
+def fits(core: Box, cameras: int, positions: NDArray[np.float64], settings: PatchingSettings) -> bool:
+    """Whether a core with so many home cameras keeps within `max_cameras`, `max_points` and `max_extent`."""
+    if cameras > settings.max_cameras:
+        return False
+    if not settings.max_points and not settings.max_extent:
+        return True
+    inside = positions[core.contains(positions)]
+    if settings.max_points and len(inside) > settings.max_points:
+        return False
+    if not settings.max_extent or not len(inside):
+        return True
+    low, high = np.quantile(inside[:, :2], EXTENT, axis=0)
+    return bool((high - low).max() <= settings.max_extent)
+
+
+def owners(cells: list[Cell] | tuple[Cell, ...], positions: NDArray[np.float64]) -> NDArray[np.int32]:
+    """(P,) the cell whose core holds each position; cores tile the ground, so every position has one."""
+    owner = np.zeros(len(positions), np.int32)
+    for i, cell in enumerate(cells[1:], 1):
+        owner[cell.core.contains(positions)] = i
+    return owner
+
+
+def view_counts(
+    owner: NDArray[np.int32], n_cells: int, seen: Visibility, cameras: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(len(cameras), n_cells) how many points of each core each camera sees: the table that all choices use."""
+    rows, points = seen.pairs(cameras)
+    flat = np.bincount(rows * n_cells + owner[points], minlength=len(cameras) * n_cells)
+    return flat.reshape(len(cameras), n_cells)
