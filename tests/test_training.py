@@ -160,3 +160,19 @@ def test_the_schedule_stretches_with_the_number_of_images() -> None:
     )
     assert long.checkpoint_every == 2000
     assert long.scaled(600) == long
+
+
+def test_gaussians_that_cover_the_image_impossibly_often_are_out_of_memory_not_a_crash(
+    scene: Scene, tmp_path: Path
+) -> None:
+    data = data_of(scene)
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(40_000, 3)) + data.points.mean(0)
+    colors = np.full((40_000, 3), 128, np.uint8)
+    sizes = np.tile(np.array([[1000, 750]], np.int32), (len(data.views), 1))
+    Ks = data.views.Ks * np.array([1000 / 64, 750 / 48, 1])[:, None]
+    views = replace(data.views, sizes=sizes, Ks=Ks)
+    run, _ = training(TrainingData(views, points, colors), tmp_path, init_scaling=1e4, max_cap=40_000)
+    with pytest.raises(TrainingFailure, match="tile intersections") as caught:
+        run.run(never)
+    assert caught.value.failure == "oom_raster"

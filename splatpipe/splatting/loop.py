@@ -33,6 +33,7 @@ from splatpipe.splatting.views import View, ViewLoader, Views
 Report = Callable[..., None]
 """report(event, **values): one event of docs/contracts.md."""
 
+MAX_INTERSECTIONS = 1_500_000_000  # gsplat counts in 32 bits and wraps silently (trainers.md, B6)
 PARAMETER_CHECK_EVERY = 100  # steps between full checks for non-finite parameters
 COLLAPSE_SHARE = 0.75  # of all Gaussians dead at one refinement: trainers.md D, FV #323, GS #1040
 FLUNG_FACTOR = 3.0  # a Gaussian this many initial radii from the centre has left the scene
@@ -214,7 +215,7 @@ class Training:
             value.requires_grad_(True)
             value.grad = None
         degree = min(self.step // s.sh_degree_interval, s.sh_degree)
-        image, meta, scales, opacities = render(self.params, view, sh_degree=degree)
+        image, meta, scales, opacities = self._render(view, degree)
         visible = (meta["radii"][0] > 0).all(-1)
         if not bool(visible.any()):
             self._skip_blind(view.name)
@@ -238,6 +239,17 @@ class Training:
                 seed=s.seed,
                 step=self.step,
             )
+
+    def _render(self, view: View, degree: int) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
+        try:
+            rendered = render(self.params, view, sh_degree=degree)
+        except MemoryError as error:
+            raise TrainingFailure("oom_raster", f"camera {view.name}: {error}", self.step) from error
+        count = rendered[1]["n_isects"]
+        if count > MAX_INTERSECTIONS:
+            message = f"camera {view.name}: {count} tile intersections are close to what 32 bits can count"
+            raise TrainingFailure("int_overflow", message, self.step)
+        return rendered
 
     def _skip_blind(self, name: str) -> None:
         """Count a camera that sees no Gaussian; when a whole epoch of them came in a row, training is over."""
