@@ -54,6 +54,9 @@ ConfigFile = Annotated[
 ]
 Images = Annotated[str | None, typer.Option("--images", help="Image folder below the scene, e.g. images_4.")]
 Retrain = Annotated[str | None, typer.Option("--retrain", help="Train these patches anew: p003,p007 or all.")]
+NoHistory = Annotated[
+    bool, typer.Option("--no-history", help="Choose first rungs without what similar patches went through.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -82,11 +85,13 @@ def run(
     config: ConfigFile = None,
     images: Images = None,
     retrain: Retrain = None,
+    no_history: NoHistory = False,
 ) -> None:
     """Split SCENE, train every patch, merge. Run again to continue: what is trained is not trained again."""
     from splatpipe import pipeline
 
-    options = pipeline.RunOptions.resolve(scene, out, config, overrides or [], images, retrain)
+    settings = [*(overrides or []), *(["retry.history=false"] if no_history else [])]
+    options = pipeline.RunOptions.resolve(scene, out, config, settings, images, retrain)
     with _stopping():
         _leave(pipeline.run(options, stop=_stop))
 
@@ -150,12 +155,27 @@ def status(run_folder: Run, as_json: Json = False) -> None:
 
 
 @app.command()
+def explain(
+    run_folder: Run,
+    patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
+    as_json: Json = False,
+) -> None:
+    """The story of one patch: what was measured, foreseen and tried, what attempts died of, what worked."""
+    from splatpipe.explain import explain as tell
+
+    story = tell(run_folder, patch)
+    print(json.dumps(story, indent=1, allow_nan=False) if as_json else "\n".join(story["story"]))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine can do: CUDA, gsplat, LichtFeld-Studio, memory, disk."""
+    from splatpipe.config import find_config, load_config
     from splatpipe.doctor import examine
     from splatpipe.tables import doctor_table
 
-    _print(examine().to_json(), doctor_table, as_json)
+    binary = load_config(find_config(None)).training.lfs_binary
+    _print(examine(lichtfeld=binary).to_json(), doctor_table, as_json)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,6 @@ Status = Literal["ok", "warn", "missing"]
 GB = 1e9
 MIN_MEMORY_GB, MIN_DISK_GB = 8, 20
 GSPLAT_TIMEOUT_S = 900  # gsplat compiles its kernels at first use
-LICHTFELD_NAMES = ("LichtFeld-Studio", "lichtfeld-studio")
 
 GSPLAT_PROBE = """
 import torch, gsplat
@@ -218,22 +217,14 @@ def _pycolmap() -> Row:
     return Row("pycolmap", "ok", f"{pycolmap.__version__}")
 
 
-def find_lichtfeld(setting: str | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The LichtFeld-Studio binary: the setting, else $LICHTFELD, else the PATH; None when it is not executable."""
-    named = setting or environ.get("LICHTFELD")
-    found = (shutil.which(name, path=environ.get("PATH")) for name in ([named] if named else LICHTFELD_NAMES))
-    return next((Path(path) for path in found if path), None)
-
-
 def _lichtfeld(setting: str | None) -> Row:
-    binary = find_lichtfeld(setting)
-    if binary:
-        return Row("lichtfeld", "ok", f"LichtFeld-Studio at {binary}")
-    named = setting or os.environ.get("LICHTFELD")
-    detail = f"{named} is not an executable." if named else "LichtFeld-Studio was not found."
-    return Row(
-        "lichtfeld", "missing", detail, "Optional second trainer: put it on the PATH, or its path into $LICHTFELD."
-    )
+    from splatpipe.trainers.lichtfeld import LichtfeldTrainer
+
+    info = LichtfeldTrainer(Path(setting) if setting else None).probe()
+    if info.available:
+        return Row("lichtfeld", "ok", f"{info.version}, {info.detail}")
+    advice = "Optional second trainer: put it on the PATH, or name it with training.lfs_binary or $LICHTFELD_BIN."
+    return Row("lichtfeld", "missing", info.detail, advice)
 
 
 def _version(package: str) -> str | None:

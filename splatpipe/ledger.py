@@ -35,7 +35,7 @@ CREATE TABLE attempts (
     exit_status INTEGER, started REAL NOT NULL, ended REAL, step INTEGER NOT NULL DEFAULT 0, gaussians INTEGER,
     peak_rss INTEGER NOT NULL DEFAULT 0, peak_vram INTEGER NOT NULL DEFAULT 0, splat TEXT,
     health TEXT NOT NULL DEFAULT '{}', warnings TEXT NOT NULL DEFAULT '[]', interruptions INTEGER NOT NULL DEFAULT 0,
-    spent REAL NOT NULL DEFAULT 0,
+    spent REAL NOT NULL DEFAULT 0, stalled INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (patch, n)
 );
 CREATE TABLE merged (
@@ -170,10 +170,13 @@ class Ledger:
 
     def end_attempt(self, attempt: Attempt) -> None:
         """Record how an attempt went; its patch keeps its outcome until `set_outcome`."""
-        sql = """UPDATE attempts SET state = 'ended', class = ?, line = ?, exit_status = ?, ended = ?, step = ?,
+        outside = attempt.failure is FailureClass.INTERRUPTED and attempt.health.get("ended_by") != "stop"
+        sql = """UPDATE attempts SET stalled = CASE WHEN ? AND ? <= step THEN stalled + 1 ELSE 0 END,
+            state = 'ended', class = ?, line = ?, exit_status = ?, ended = ?, step = ?,
             gaussians = ?, peak_rss = max(peak_rss, ?), peak_vram = max(peak_vram, ?), splat = ?, health = ?,
             warnings = ? WHERE patch = ? AND n = ?"""
         values = (
+            *(outside, attempt.last_step),
             *(attempt.failure, attempt.line, attempt.exit_status, attempt.ended, attempt.last_step, attempt.gaussians),
             *(attempt.peak_rss_bytes, attempt.peak_vram_bytes, str(attempt.splat) if attempt.splat else None),
             *(_json(attempt.health), _json(list(attempt.warnings)), attempt.request.patch_id, attempt.request.attempt),
@@ -319,6 +322,7 @@ def _attempt(row: sqlite3.Row) -> Attempt:
         health=json.loads(row["health"]),
         warnings=tuple(json.loads(row["warnings"])),
         spent=row["spent"],
+        stalled=row["stalled"],
     )
 
 

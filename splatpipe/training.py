@@ -82,7 +82,14 @@ class TrainingStage:
         executor = LocalExecutor(slots, self.stop)
         results: dict[str, PatchResult] = {}
         bugs: list[BaseException] = []
-        for finished in executor.run(patches, self._train):
+
+        def work(planned: PlannedPatch, slot: Slot) -> PatchResult:
+            result = self._train(planned, slot)
+            if result.stop_run:
+                executor.halt()  # here, in the slot's thread, which would take the next patch at once
+            return result
+
+        for finished in executor.run(patches, work):
             if finished.result is None:
                 assert finished.error is not None
                 bugs.append(finished.error)
@@ -90,8 +97,6 @@ class TrainingStage:
                 self.ledger.set_outcome(finished.job.id, Outcome.FAILED, f"{ours}{finished.error}")
                 continue
             results[finished.result.patch_id] = finished.result
-            if finished.result.stop_run:
-                executor.halt()
         if bugs:
             raise bugs[0]
         return results

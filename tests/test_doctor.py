@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from doubles.lichtfeld_double import install
 
-from splatpipe.doctor import Report, Row, examine, find_lichtfeld
+from splatpipe.doctor import Report, Row, examine
 from splatpipe.machine import memory_limit, usable_cores
 
 NAMES = ["python", "cores", "memory", "disk", "gpu", "torch", "nvcc", "gsplat", "numba", "pycolmap", "lichtfeld"]
@@ -54,17 +55,14 @@ def test_gsplat_renders_on_the_gpu(report: Report) -> None:
     assert report["gsplat"] == Row("gsplat", "ok", report["gsplat"].detail)
 
 
-@pytest.mark.parametrize("found_by", ["setting", "LICHTFELD", "PATH"])
-def test_lichtfeld_is_found_by_setting_variable_or_path(tmp_path: Path, found_by: str) -> None:
-    binary = tmp_path / "LichtFeld-Studio"
-    binary.write_text("#!/bin/sh\n")
-    binary.chmod(0o755)
-    environ = {"PATH": str(tmp_path) if found_by == "PATH" else "", "LICHTFELD": str(binary)}
-    if found_by != "LICHTFELD":
-        del environ["LICHTFELD"]
-    assert find_lichtfeld(str(binary) if found_by == "setting" else None, environ) == binary
-    binary.chmod(0o644)
-    assert find_lichtfeld(str(binary) if found_by == "setting" else None, environ) is None
+def test_lichtfeld_is_asked_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    row = examine(lichtfeld=str(install(tmp_path / "bin", "0.5.2")))["lichtfeld"]
+    assert row.status == "ok"
+    assert "0.5.2" in row.detail
+    row = examine(lichtfeld=str(tmp_path / "nowhere"))["lichtfeld"]
+    assert row.status == "missing"
+    assert "training.lfs_binary: there is no LichtFeld Studio at" in row.detail
 
 
 def test_a_container_limit_above_the_process_counts(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ Remedies = tuple[Remedy, ...]
 class RetrySettings:
     """Remedies by failure class, tried in order; a remedy listed twice may be used twice. No remedies: no retry.
 
-    An interruption has no remedy: the same request is resumed, at most `max_interruptions` times in a row.
+    An interruption has no remedy: the same request is resumed. One that comes from outside splatpipe, again and
+    again before training has got further, ends the patch after `max_interruptions` times.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -143,9 +144,9 @@ def _resume(first: TrainRequest, history: Sequence[Attempt], settings: RetrySett
     for attempt in reversed(history):
         if attempt.failure is not FailureClass.INTERRUPTED:
             break
-        streak += 1
+        streak += 1 + attempt.stalled
     if streak >= settings.max_interruptions:
-        return Decision(None, None, f"interrupted {streak} times in a row: {last.line}")
+        return Decision(None, None, f"interrupted {streak} times in a row without getting further: {last.line}")
     resumed = _placed(last.request, last.request.attempt, first)
     return Decision(resumed, None, f"attempt {resumed.attempt} goes on where it was interrupted")
 

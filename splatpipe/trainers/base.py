@@ -87,6 +87,7 @@ class Attempt:
     health: dict[str, Any] = field(default_factory=dict)  # blind_cameras, relocated shares, loss, psnr, ssim ...
     warnings: tuple[str, ...] = ()
     spent: float = 0.0  # seconds before it was interrupted and resumed
+    stalled: int = 0  # resumptions in a row that others ended before they got further than the one before
 
     @property
     def seconds(self) -> float:

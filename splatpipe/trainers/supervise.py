@@ -17,7 +17,7 @@ from splatpipe.failures.classify import Catalogue, EndedBy, Evidence, classify, 
 from splatpipe.files import write_json
 from splatpipe.layout import AttemptLayout
 from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
-from splatpipe.trainers.output import NonFiniteSplat, check_splat
+from splatpipe.trainers.output import CollapsedSplat, NonFiniteSplat, check_alive, check_splat
 from splatpipe.trainers.process import RECORD, ChildProcess, end_recorded, kernel_oom_kills, memory_limit
 from splatpipe.trainers.progress import Progress
 from splatpipe.trainers.tail import BoundedLog, EventTail, LineMemory, LineSplitter, append_event
@@ -270,6 +270,9 @@ def _output_problem(request: TrainRequest, progress: Progress) -> OutputProblem 
     """What is missing for a success; None when a whole splat is there with the count that `done` announced."""
     try:
         count = check_splat(request.files.splat)
+        check_alive(request.files.splat, request.settings.min_opacity)
+    except CollapsedSplat as error:
+        return OutputProblem(FailureClass.MCMC_COLLAPSE, str(error))
     except NonFiniteSplat as error:
         return OutputProblem(FailureClass.NAN_DIVERGENCE, str(error))
     except (ValueError, OSError) as error:

@@ -41,6 +41,7 @@ class Behaviour:
 
     fails: str = ""  # a name in LAST_WORDS or ENDINGS
     at: int = 20  # step of the failure; 0: before the first step
+    at_from: tuple[float, int] | None = None  # (0.2, 100): from init_scaling 0.2 on, step 100
     below: float | None = None  # fails only with an init_scaling below this
     attempts: int | None = None  # fails only in attempts up to this number
     cured_by: tuple[str, str, float] | None = None  # ("downscale", ">=", 2): the request that does not fail
@@ -53,6 +54,11 @@ class Behaviour:
     blind: tuple[str, ...] = ()  # cameras that see nothing, unless left out
     relocated: float = 0.02  # share of the Gaussians relocated at a refinement
     psnr: float = 25.0
+
+    def step_of_failure(self, request: TrainRequest) -> int:
+        if self.at_from is not None and request.init_scaling >= self.at_from[0]:
+            return self.at_from[1]
+        return self.at
 
     def fails_here(self, request: TrainRequest) -> bool:
         if not self.fails or (self.below is not None and request.init_scaling >= self.below):
@@ -140,7 +146,8 @@ class Child:
         failing = self.behaviour.fails_here(self.request)
         if self.behaviour.grandchild:
             self._start_grandchild()
-        if failing and self.behaviour.at == 0:
+        at = self.behaviour.step_of_failure(self.request)
+        if failing and at == 0:
             return fail(self)
         resumed = self.step or None
         self.event("start", pid=os.getpid(), device=self.request.device, images=10, points=len(self.means),
@@ -149,8 +156,8 @@ class Child:
             if image not in self.request.skip_cameras:
                 self.event("blind_camera", step=self.step, image=image)
         for step in self._steps():
-            if failing and step >= self.behaviour.at:
-                self._advance(min(step, self.behaviour.at))
+            if failing and step >= at:
+                self._advance(min(step, at))
                 return fail(self)
             self._advance(step)
         self._evaluate()
@@ -306,6 +313,14 @@ def nan_ply(child: Child) -> int:
     return 0
 
 
+def faded_ply(child: Child) -> int:
+    rows = child.rows()
+    rows[:, 54] = -6.0  # opacity 0.0025
+    write_ply(child.request.files.splat, rows)
+    child.done(len(rows))
+    return 0
+
+
 def dirty_exit(child: Child) -> int:
     child.finish()
     print("cudaErrorCudartUnloading: driver shutting down", file=sys.stderr, flush=True)
@@ -326,6 +341,7 @@ ENDINGS = {
     "not_done": not_done,
     "wrong_count": wrong_count,
     "nan_ply": nan_ply,
+    "faded_ply": faded_ply,
     "dirty_exit": dirty_exit,
     "silent_exit": lambda child: child.behaviour.status,
 }
