@@ -115,16 +115,19 @@ def split(
     out: Out = None,
     config: ConfigFile = None,
     images: Images = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write no run folder.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--map", help="Write the patches seen from above to this PNG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Split SCENE into patches on disk, with statistics and the first init_scaling of each."""
+    """Split SCENE into patches on disk, with statistics, the first init_scaling of each and a map (map.png)."""
     from splatpipe import pipeline
     from splatpipe.tables import plan_table
 
     options = pipeline.RunOptions.resolve(scene, out, config, overrides or [], images, None)
     with _stopping():
-        _print(pipeline.split(options, dry_run=dry_run), plan_table, as_json)
+        _print(pipeline.split(options, dry_run=dry_run, picture=picture), plan_table, as_json)
 
 
 @app.command()

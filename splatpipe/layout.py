@@ -90,6 +90,11 @@ class RunLayout:
         return self.root / "patches"
 
     @property
+    def map(self) -> Path:
+        """The patches seen from above."""
+        return self.root / "map.png"
+
+    @property
     def merged(self) -> Path:
         return self.root / "merged"
 

@@ -6,6 +6,7 @@ Somebody who reads this file knows what the program does and where each part liv
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splatpipe.budget import disk_finding
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError
 from splatpipe.joining import Merged, join
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.planning import Plan, check_plan, make_plan, write_datasets
+from splatpipe.planning import Plan, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
 from splatpipe.runfolder import library_versions, locked, read_run, record_run
 from splatpipe.scene.arrays import Scene
@@ -113,11 +115,16 @@ def merge(options: RunOptions) -> int:
         return _exit_code({p.id: _outcome(ledger, p.id) for p in plan.patches}, ledger)
 
 
-def split(options: RunOptions, *, dry_run: bool) -> dict[str, Any]:
-    """The plan of a run as data; written to the run folder unless `dry_run`."""
+def split(options: RunOptions, *, dry_run: bool, picture: Path | None = None) -> dict[str, Any]:
+    """The plan of a run as data, and as a map at `picture`; written to the run folder unless `dry_run`."""
     if dry_run:
-        return make_plan(_read(options).scene, options.config, options.profile_folders).to_json()
+        plan = make_plan(_read(options).scene, options.config, options.profile_folders)
+        if picture:
+            write_map(plan, picture)
+        return plan.to_json()
     with _prepared(options) as (plan, _):
+        if picture:
+            write_map(plan, picture)
         return plan.to_json() | {"run": str(options.layout.root)}
 
 
@@ -171,6 +178,8 @@ def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
         scene = _pinhole(reading.scene, layout) if needs_undistortion(reading.scene) else reading.scene
         plan = make_plan(scene, options.config, options.profile_folders)
+        for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
+            _say(f"{finding.severity}: {finding.message}")
         write_datasets(plan, layout)
         with Ledger(layout.ledger) as ledger:
             run_id = ledger.start_run(

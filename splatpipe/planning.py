@@ -177,16 +177,26 @@ def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] =
 
 
 def write_datasets(plan: Plan, layout: RunLayout) -> None:
-    """Write every patch that is not on disk yet, or is not what `plan` says."""
+    """Write every patch that is not on disk yet, or is not what `plan` says, and the map when any was written."""
 
-    def write(planned: PlannedPatch) -> None:
-        if not _on_disk(planned, plan.scene, layout):
-            place = layout.patch(planned.id)
-            write_dataset(plan.scene, planned.patch, place, planned.stats, planned.preflight, planned.similarity)
+    def write(planned: PlannedPatch) -> bool:
+        if _on_disk(planned, plan.scene, layout):
+            return False
+        place = layout.patch(planned.id)
+        write_dataset(plan.scene, planned.patch, place, planned.stats, planned.preflight, planned.similarity)
+        return True
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for _ in pool.map(write, plan.patches):
-            pass
+        written = list(pool.map(write, plan.patches))
+    if any(written) or not layout.map.is_file():
+        write_map(plan, layout.map)
+
+
+def write_map(plan: Plan, path: Path) -> None:
+    """The plan seen from above, as PNG; cameras that are left out are crossed."""
+    from splatpipe.patches.map import draw_map
+
+    draw_map(plan.scene, plan.split, path, {name for planned in plan.patches for name in planned.skip_cameras})
 
 
 def _on_disk(planned: PlannedPatch, scene: Scene, layout: RunLayout) -> bool:

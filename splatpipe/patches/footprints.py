@@ -69,7 +69,11 @@ def _blocks(means: NDArray[np.float32], unit_scales: NDArray[np.float32]) -> tup
     starts = np.arange(0, len(means), BLOCK)
     low, high = np.minimum.reduceat(means, starts), np.maximum.reduceat(means, starts)
     centers, radii = (low + high) / 2, np.linalg.norm(high - low, axis=1) / 2
-    return centers.astype(np.float32), (radii * 1.0001 + 1e-6).astype(np.float32), np.maximum.reduceat(unit_scales, starts)
+    return (
+        centers.astype(np.float32),
+        (radii * 1.0001 + 1e-6).astype(np.float32),
+        np.maximum.reduceat(unit_scales, starts),
+    )
 
 
 def _project(  # type: ignore[no-untyped-def]

@@ -1,0 +1,229 @@
+"""A split seen from above, as a picture to show: points, cores, buffers, and cameras in their patch's colour."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from splatpipe.files import atomic_path
+from splatpipe.patches.box import Box
+from splatpipe.patches.partition import Split
+from splatpipe.patches.patch import Patch
+from splatpipe.scene.arrays import Scene
+
+LONGER = 2000  # pixels of the longer side of the ground
+FINE = 2  # drawn larger by this and reduced, for smooth lines
+BOUNDS = (0.005, 0.995)  # quantiles of points and cameras that the picture shows
+EDGE, HEAD, FOOT = 40, 90, 110  # pixels round the ground, above it, and below it
+PAPER, INK, RED = (250, 250, 248), (35, 38, 45), (205, 20, 30)
+MOST_POINTS = 400_000
+GOLDEN = 0.618034  # turns of hue that keep neighbouring numbers apart
+
+Color = tuple[int, int, int]
+
+
+def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()) -> None:
+    """Write the top view to `path` as PNG; `blind` are images that see no Gaussian when training begins.
+
+    Right and up are the frame's ground axes, in scene units; these are the coordinates of `patching.cells`.
+    """
+    canvas = _Canvas(split.frame.apply(scene.points), split.frame.apply(scene.centers))
+    canvas.points(split.frame.apply(scene.points))
+    for i, patch in enumerate(split.patches):
+        canvas.core(patch, _color(i))
+    centers, ahead = split.frame.apply(scene.centers), split.frame.apply(scene.viewmats[:, 2, :3])
+    canvas.holdout(centers[split.holdout], ahead[split.holdout])
+    for i, patch in enumerate(split.patches):
+        home = patch.camera_index[[reason.startswith("home") for reason in patch.camera_reasons]]
+        canvas.cameras(centers[home], ahead[home], _color(i))
+    lost = np.array([name in set(blind) for name in scene.names]) if blind else np.zeros(scene.n_cameras, bool)
+    lost[split.unused] = True
+    canvas.crosses(centers[lost])
+    for i, patch in enumerate(split.patches):
+        canvas.label(patch, centers[patch.camera_index], _color(i))
+    canvas.frame(_title(scene, split), _legend(len(split.holdout), int(lost.sum())))
+    with atomic_path(path) as temporary:
+        canvas.finished().save(temporary, format="PNG", optimize=True)
+
+
+def _title(scene: Scene, split: Split) -> tuple[str, str]:
+    counts = [len(patch.camera_index) for patch in split.patches]
+    patches = f"{len(counts)} patch" + ("es" if len(counts) != 1 else "")
+    facts = f"{scene.n_cameras:,} cameras, {scene.n_points:,} points; {min(counts)} to {max(counts)} cameras a patch"
+    return patches, f"{facts}; {split.frame.message}"
+
+
+def _legend(holdout: int, lost: int) -> list[tuple[str, str]]:
+    entries = [
+        ("camera", "camera with its direction, in the colour of its home patch"),
+        ("core", "core"),
+        ("buffer", "buffer"),
+    ]
+    if holdout:
+        entries.append(("holdout", f"{holdout} hold-out views"))
+    if lost:
+        entries.append(("cross", f"{lost} cameras that see nothing or train nowhere"))
+    return entries
+
+
+def _color(i: int, saturation: float = 0.72, value: float = 0.78) -> Color:
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + i * GOLDEN) % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+class _Canvas:
+    """The picture at `FINE` times its size; takes positions in the cutting frame."""
+
+    def __init__(self, points: NDArray[np.float64], centers: NDArray[np.float64]) -> None:
+        low = np.minimum(*(np.quantile(p[:, :2], BOUNDS[0], axis=0) for p in (points, centers)))
+        high = np.maximum(*(np.quantile(p[:, :2], BOUNDS[1], axis=0) for p in (points, centers)))
+        margin = 0.03 * float((high - low).max()) or 1.0
+        self.low, self.high = low - margin, high + margin
+        self.scale = FINE * LONGER / float((self.high - self.low).max())
+        width, height = ((self.high - self.low) * self.scale).round().astype(int)
+        self.left, self.top = FINE * EDGE, FINE * HEAD
+        self.ground = (self.left, self.top, self.left + int(width), self.top + int(height))
+        size = max(int(width), FINE * 900) + 2 * self.left, int(height) + FINE * (HEAD + FOOT)
+        self.image = Image.new("RGB", size, PAPER)
+        self.draw = ImageDraw.Draw(self.image, "RGBA")
+        self.draw.rectangle(self.ground, fill=(255, 255, 255))
+        self.dot = float(np.clip(0.08 * np.sqrt(width * height / max(len(centers), 1)), FINE * 2.5, FINE * 10))
+
+    def at(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, 2) pixels of (N, >= 2) positions; up is up."""
+        x = self.left + (positions[:, 0] - self.low[0]) * self.scale
+        y = self.top + (self.high[1] - positions[:, 1]) * self.scale
+        return np.stack([x, y], axis=1)
+
+    def points(self, positions: NDArray[np.float64]) -> None:
+        """Points as a grey density, so that many read as dark and one still shows."""
+        step = FINE * 2
+        pixels = self.at(positions[:: max(len(positions) // MOST_POINTS, 1)])
+        columns, rows = (self.ground[2] - self.left) // step, (self.ground[3] - self.top) // step
+        place = np.floor((pixels - (self.left, self.top)) / step).astype(int)
+        inside = ((place >= 0) & (place < (columns, rows))).all(axis=1)
+        counts = np.zeros((rows, columns))
+        np.add.at(counts, (place[inside, 1], place[inside, 0]), 1)
+        typical = float(np.median(counts[counts > 0])) if counts.any() else 1.0
+        grey = 255 - 120 * np.tanh(counts / (2 * typical))
+        shade = Image.fromarray(grey.astype(np.uint8)).resize((columns * step, rows * step), Image.Resampling.NEAREST)
+        self.image.paste(shade.convert("RGB"), (self.left, self.top))
+
+    def core(self, patch: Patch, color: Color) -> None:
+        self.draw.rectangle(self._clipped(patch.core), fill=(*color, 46), outline=(*color, 255), width=FINE * 3)
+        self._dashed(self._clipped(patch.buffered), (*color, 170))
+
+    def cameras(self, centers: NDArray[np.float64], ahead: NDArray[np.float64], color: Color) -> None:
+        """Dots with a stroke in the direction of view, the shorter the steeper."""
+        self._strokes(centers, ahead, color)
+        for x, y in self._shown(centers):
+            box = (x - self.dot, y - self.dot, x + self.dot, y + self.dot)
+            self.draw.ellipse(box, fill=color, outline=(255, 255, 255), width=FINE)
+
+    def holdout(self, centers: NDArray[np.float64], ahead: NDArray[np.float64]) -> None:
+        self._strokes(centers, ahead, INK)
+        for x, y in self._shown(centers):
+            box = (x - self.dot, y - self.dot, x + self.dot, y + self.dot)
+            self.draw.ellipse(box, fill=(255, 255, 255), outline=INK, width=FINE)
+
+    def _strokes(self, centers: NDArray[np.float64], ahead: NDArray[np.float64], color: Color) -> None:
+        for (x, y), (dx, dy) in zip(self._shown(centers), ahead[:, :2] * (4 * self.dot), strict=True):
+            self.draw.line((x, y, x + dx, y - dy), fill=color, width=max(round(self.dot / 2.5), FINE))
+
+    def crosses(self, centers: NDArray[np.float64]) -> None:
+        for x, y in self._shown(centers):
+            self._cross(x, y, 2 * self.dot)
+
+    def label(self, patch: Patch, centers: NDArray[np.float64], color: Color) -> None:
+        """Number and camera count in the middle of the visible core."""
+        x0, y0, x1, y1 = self._clipped(patch.core)
+        font = _font(20)
+        text = f"{patch.id}\n{len(centers)} cameras"
+        box = self.draw.multiline_textbbox(((x0 + x1) / 2, (y0 + y1) / 2), text, font=font, anchor="mm", align="center")
+        pad = FINE * 7
+        around = (box[0] - pad, box[1] - pad, box[2] + pad, box[3] + pad)
+        self.draw.rounded_rectangle(around, radius=pad, fill=(255, 255, 255, 225), outline=color, width=FINE * 2)
+        middle = (x0 + x1) / 2, (y0 + y1) / 2
+        self.draw.multiline_text(middle, text, fill=INK, font=font, anchor="mm", align="center")
+
+    def frame(self, title: tuple[str, str], legend: list[tuple[str, str]]) -> None:
+        """Title, border, legend and scale bar."""
+        self._mask_outside()
+        self.draw.rectangle(self.ground, outline=INK, width=FINE)
+        self.draw.text((self.left, FINE * 14), title[0], fill=INK, font=_font(30))
+        self.draw.text((self.left, FINE * 54), title[1], fill=(90, 94, 102), font=_font(18))
+        x, y = float(self.left), self.ground[3] + FINE * 34
+        for kind, text in legend:
+            x = self._legend_entry(kind, text, x, y)
+        self._scale_bar(self.ground[3] + FINE * 76)
+
+    def finished(self) -> Image.Image:
+        return self.image.reduce(FINE)
+
+    def _legend_entry(self, kind: str, text: str, x: float, y: float) -> float:
+        color, r = _color(0), FINE * 7
+        middle = x + FINE * 12
+        if kind == "camera":
+            self.draw.ellipse((middle - r, y - r, middle + r, y + r), fill=color)
+        elif kind == "holdout":
+            self.draw.ellipse((middle - r, y - r, middle + r, y + r), fill=(255, 255, 255), outline=INK, width=FINE)
+        elif kind == "cross":
+            self._cross(middle, y, r)
+        elif kind == "core":
+            self.draw.rectangle((x, y - r, x + 3 * r, y + r), fill=(*color, 46), outline=color, width=FINE * 3)
+        else:
+            self._dashed((x, y - r, x + 3 * r, y + r), (*color, 170))
+        start = x + FINE * 30
+        self.draw.text((start, y), text, fill=INK, font=_font(17), anchor="lm")
+        return start + self.draw.textlength(text, font=_font(17)) + FINE * 30
+
+    def _scale_bar(self, y: float) -> None:
+        """A round length of about a sixth of the width."""
+        wanted = float(self.high[0] - self.low[0]) / 6
+        power = 10 ** math.floor(math.log10(wanted))
+        length = max(n * power for n in (1, 2, 5) if n * power <= wanted)
+        x0, x1 = self.left, self.left + length * self.scale
+        self.draw.line((x0, y, x1, y), fill=INK, width=FINE * 3)
+        for x in (x0, x1):
+            self.draw.line((x, y - FINE * 6, x, y + FINE * 6), fill=INK, width=FINE * 2)
+        label = f"{length:g} scene units; left edge {self.low[0]:.4g}, lower edge {self.low[1]:.4g}"
+        self.draw.text((x1 + FINE * 14, y), label, fill=INK, font=_font(17), anchor="lm")
+
+    def _clipped(self, box: Box) -> tuple[float, float, float, float]:
+        lower, upper = np.maximum(box.lower[:2], self.low), np.minimum(box.upper[:2], self.high)
+        (x0, y1), (x1, y0) = self.at(np.stack([lower, np.maximum(upper, lower)]))
+        return float(x0), float(y0), float(x1), float(y1)
+
+    def _shown(self, centers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Those within the picture, the rest moved to its border."""
+        return self.at(np.clip(centers[:, :2], self.low, self.high))
+
+    def _cross(self, x: float, y: float, r: float) -> None:
+        for sign in (-1, 1):
+            self.draw.line((x - r, y - sign * r, x + r, y + sign * r), fill=RED, width=FINE * 3)
+
+    def _dashed(self, box: tuple[float, float, float, float], color: tuple[int, int, int, int]) -> None:
+        x0, y0, x1, y1 = box
+        dash = FINE * 9
+        for a, b, fixed, across in ((x0, x1, y0, True), (x0, x1, y1, True), (y0, y1, x0, False), (y0, y1, x1, False)):
+            for start in np.arange(a, b, 2 * dash):
+                end = min(start + dash, b)
+                line = (start, fixed, end, fixed) if across else (fixed, start, fixed, end)
+                self.draw.line(line, fill=color, width=FINE * 2)
+
+    def _mask_outside(self) -> None:
+        """Dots at the border reach over it; the paper covers them."""
+        width, height = self.image.size
+        x0, y0, x1, y1 = self.ground
+        for box in ((0, 0, width, y0), (0, y1, width, height), (0, y0, x0, y1), (x1, y0, width, y1)):
+            self.draw.rectangle(box, fill=PAPER)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size * FINE)
