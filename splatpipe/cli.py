@@ -131,6 +131,21 @@ def split(
 
 
 @app.command()
+def compare(
+    run_folder: Run,
+    one: Annotated[str, typer.Argument(help="Patch id, e.g. p000.")],
+    other: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
+    as_json: Json = False,
+) -> None:
+    """Two patches of a run side by side, what differs most on top."""
+    from splatpipe.comparing import compare as facts_of
+    from splatpipe.layout import RunLayout
+    from splatpipe.tables import compare_table
+
+    _print(facts_of(RunLayout(run_folder.expanduser().resolve()), one, other), compare_table, as_json)
+
+
+@app.command()
 def train(run_folder: Run, retrain: Retrain = None) -> None:
     """Train the patches of a run folder that are not trained yet, without merging."""
     from splatpipe import pipeline
@@ -140,12 +155,40 @@ def train(run_folder: Run, retrain: Retrain = None) -> None:
 
 
 @app.command()
-def merge(run_folder: Run) -> None:
+def merge(
+    run_folder: Run,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Just these patches, into a file of their own: p001,p002.")
+    ] = None,
+) -> None:
     """Merge the trained patches of a run folder again and evaluate the result."""
     from splatpipe import pipeline
 
     with _stopping():
-        _leave(pipeline.merge(pipeline.RunOptions.of_run(run_folder, None)))
+        _leave(pipeline.merge(pipeline.RunOptions.of_run(run_folder, None), only))
+
+
+@app.command("eval")
+def evaluate(run_folder: Run, as_json: Json = False) -> None:
+    """Hold-out quality of the merged splat, of each patch, and of the views that look across a border."""
+    from splatpipe import pipeline
+    from splatpipe.tables import evaluation_table
+
+    with _stopping():
+        _print(pipeline.judge(pipeline.RunOptions.of_run(run_folder, None)), evaluation_table, as_json)
+
+
+@app.command()
+def export(
+    run_folder: Run,
+    to: Annotated[str, typer.Option("--to", help="compressed, spz, sog, html, lod; several with commas.")],
+    as_json: Json = False,
+) -> None:
+    """Write the merged splat in web formats, through splat-transform (needs Node.js)."""
+    from splatpipe import pipeline
+    from splatpipe.tables import export_table
+
+    _print(pipeline.export(run_folder, to), export_table, as_json)
 
 
 @app.command()

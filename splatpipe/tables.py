@@ -65,6 +65,15 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     return Group(table, *_finding_lines(plan["findings"]))
 
 
+def compare_table(facts: Mapping[str, Any]) -> RenderableType:
+    """Two patches side by side."""
+    table = _table("measure", f">{escape(facts['one'])}", f">{escape(facts['other'])}", ">ratio")
+    for row in facts["rows"]:
+        numbers = (_number(row[key], ".4g") for key in ("one", "other", "ratio"))
+        table.add_row(escape(row["name"]), *numbers)
+    return table
+
+
 def inspect_table(facts: Mapping[str, Any]) -> RenderableType:
     """A scene in numbers, then what is remarkable about it."""
     table = _table("fact", "value")
@@ -79,6 +88,31 @@ def doctor_table(report: Mapping[str, Any]) -> RenderableType:
     for row in report["rows"]:
         table.add_row(escape(row["name"]), _styled(row["status"]), escape(row["detail"]), escape(row["advice"] or ""))
     return table
+
+
+def evaluation_table(judged: Mapping[str, Any]) -> RenderableType:
+    """Hold-out quality, one row each for the merged splat, its views across borders, and every patch."""
+    names = ("psnr", "ssim", "cc_psnr", "cc_ssim", "lpips")
+    table = _table("splat", ">views", ">PSNR", ">SSIM", ">PSNR cc", ">SSIM cc", ">LPIPS")
+    rows = {"merged": judged, "merged, across borders": judged["straddling"]}
+    rows |= {patch["id"]: patch for patch in judged["patches"]}
+    for label, row in rows.items():
+        values = [_number(row[name], ".2f" if name.endswith("psnr") else ".4f") for name in names]
+        table.add_row(escape(label), str(len(row["views"])), *values)
+    parts: list[RenderableType] = [table, "cc: after removing gain and offset of each channel, as gsplat does"]
+    if judged["seam_cost_db"] is not None:
+        parts.append(f"seam cost: {judged['seam_cost_db']:+.2f} dB (best single patch minus merged, across borders)")
+    return Group(*parts, *([f"LPIPS {judged['lpips_note']}"] if judged["lpips_note"] else []))
+
+
+def export_table(exported: Mapping[str, Any]) -> RenderableType:
+    """What was written, how large it is and how long it took."""
+    table = _table("format", ">MB", ">seconds", "path")
+    notes = []
+    for one in exported["exports"]:
+        table.add_row(one["format"], f"{one['size'] / 1e6:.2f}", f"{one['seconds']:.1f}", escape(one["path"]))
+        notes += [f"note: {escape(note)}" for note in one["notes"]]
+    return Group(table, *notes)
 
 
 def duration(seconds: float) -> str:
