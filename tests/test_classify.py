@@ -144,13 +144,44 @@ def test_a_real_message_has_its_class_and_decides(line: str, failure: str) -> No
     assert (verdict.failure, verdict.line) == (failure, line)
 
 
-def test_every_row_that_names_a_failure_is_reached_by_a_message() -> None:
-    texts = [line for line, _ in LINES] + [line for words in LAST_WORDS.values() for line in words]
-    texts += ["Memory allocator error", "Unsupported camera-model id", "image file is truncated (3 bytes)"]
-    texts += ["No solution found", "Conflict between strategy in config file", "Out of memory: Killed process 7"]
-    texts += ["Trying to create tensor with negative dimension -5"]
-    dead = [row.ref for row in default_catalogue().rows if row.failure and not any(map(row.pattern.search, texts))]
-    assert dead == []
+STAGES = {
+    "start": Evidence(1, stepped=False),
+    "early": Evidence(1, last_step=20),
+    "late": Evidence(1, last_step=900),
+    "collapsing": Evidence(1, last_step=900, relocated_share=0.8),
+}
+MORE = [  # verbatim texts of rows that LINES and LAST_WORDS do not reach
+    ["Memory allocator error", "terminate called after throwing an instance of 'nvjpeg::ExceptionJPEG'"],
+    ["RuntimeError: Unsupported camera-model id 12"],
+    ["OSError: image file is truncated (3 bytes not processed)"],
+    ["No solution found"],
+    ["Conflict between strategy in config file and --strategy on command line"],
+    ["Out of memory: Killed process 7 (LichtFeld-Studi)"],
+    ["RuntimeError: Trying to create tensor with negative dimension -5: [-5]"],
+    ["cudaErrorCudartUnloading: driver shutting down"],
+    ["Unknown parameters in JSON (will be ignored):"],
+    ["Warning: COLMAP Camera is not PINHOLE. Images have distortion."],
+    ["CUDA 12.4 unsupported. Requires 12.8+ (driver 570+)"],
+    ["gsplat: No CUDA toolkit found. gsplat will be disabled."],
+    ["Image dimension mismatch detected!"],
+]
+
+
+def test_every_row_decides_on_a_verbatim_message_at_some_stage() -> None:
+    """No row is hidden by one above it, and none was written without a text."""
+    catalogue = default_catalogue()
+    texts = [[line] for line, _ in LINES] + list(LAST_WORDS.values()) + MORE
+    reached = {
+        catalogue.match(lines, index, evidence)
+        for lines in texts
+        for index in range(len(lines))
+        for evidence in STAGES.values()
+    }
+    assert [(row.ref, row.pattern.pattern) for row in catalogue.rows if row not in reached] == []
+
+
+def test_every_row_says_why_and_where_that_is_known_from() -> None:
+    assert [row.pattern.pattern for row in default_catalogue().rows if not (row.cause and row.ref)] == []
 
 
 def test_the_first_error_in_time_decides() -> None:

@@ -101,9 +101,9 @@ def _evaluate(params: Params, holdout: Views, request: TrainRequest, report: Rep
             view = loader.get(i)
             image = render(params, view, sh_degree=request.settings.sh_degree)[0].clamp(0, 1).cpu().numpy()
             photograph = view.image.cpu().numpy()
-            rows.append(
-                {"image": name, "psnr": round(psnr(image, photograph), 4), "ssim": round(ssim(image, photograph), 5)}
-            )
+            row = {"image": name, "psnr": round(psnr(image, photograph), 4), "ssim": round(ssim(image, photograph), 5)}
+            rows.append(row)
+            report("evaluated", **row)  # a sign of life: many large views take longer than the silence limit
     loader.close()
     means = {key: round(float(np.mean([row[key] for row in rows])), 4) for key in ("psnr", "ssim")}
     report("eval", **means, views=rows)
