@@ -18,6 +18,7 @@ from splatpipe.patches.visibility import Visibility
 GROUND_AXES = (0, 1)
 SPREAD = (0.05, 0.95)  # quantiles between which a cell's sides are measured
 WIDE_GAP = 0.1  # of a side; a cut moves into an empty strip of that width if the balance allows
+EXTRA = 1.15  # cells at most, over the fewest that the cap allows, for the sake of the reserve
 SAME_PLACE = 1e-9  # of a side; coordinates closer than this are one place
 
 
@@ -73,13 +74,23 @@ def _cut_along(cell: Cell, layout: Layout | None, positions: NDArray[np.float64]
 
 
 def _pieces(cameras: int, settings: PatchingSettings) -> int:
-    """Cells needed for so many home cameras, with the reserve for neighbours' views kept free."""
-    return max(math.ceil(cameras / _room(settings)), 1)
+    """Cells needed for so many home cameras, with the reserve for neighbours' views kept free.
+
+    Rounding up must not cost more than the reserve is worth: where it would, the reserve gives way.
+    """
+    fewest = max(math.ceil(cameras / settings.max_cameras), 1)
+    most = math.floor(max(EXTRA, 1 / (1 - settings.reserve)) * fewest + 1e-9)
+    return max(min(math.ceil(cameras / _reserved(settings)), most), fewest)
 
 
-def _room(settings: PatchingSettings) -> int:
-    """Home cameras of one cell."""
+def _reserved(settings: PatchingSettings) -> int:
+    """Home cameras of one cell when the reserve is kept free."""
     return max(settings.max_cameras - math.floor(settings.reserve * settings.max_cameras), 1)
+
+
+def _room(cameras: int, pieces: int, settings: PatchingSettings) -> int:
+    """Home cameras of one of the cells into which so many are to go."""
+    return max(_reserved(settings), min(math.ceil(cameras / pieces), settings.max_cameras))
 
 
 def _halve(
@@ -95,7 +106,7 @@ def _halve(
         at = _cut_position(*sorted_axes[axis], sides[axis], pieces, len(cell.cameras), settings)
         if at is None:
             continue
-        room, planned = _room(settings), pieces // 2
+        room, planned = _room(len(cell.cameras), pieces, settings), pieces // 2
         fewest = len(cell.cameras) - (pieces - planned) * room
         goes_left = _homes(cell, positions[cell.points, axis] < at, fewest, planned * room)
         if goes_left is not None:
@@ -136,7 +147,7 @@ def _cut_position(
     if not len(choice):
         return None
     left = pieces // 2
-    room = _room(settings)
+    room = _room(cameras, pieces, settings)
     low, high = 1 - (pieces - left) * room / cameras, left * room / cameras
     reach = choice[(share[choice] >= max(low, 0.5 * left / pieces)) & (share[choice] <= min(high, 0.75))]
     wide = reach[gaps[reach] > WIDE_GAP * side]
@@ -172,7 +183,7 @@ def _homes(
 
 def _shares(pieces: int, left: int, right: int, settings: PatchingSettings) -> tuple[int, int]:
     """How many pieces each half becomes: as planned if its cameras fit, else as many as they need."""
-    room, planned = _room(settings), pieces // 2
+    room, planned = _room(left + right, pieces, settings), pieces // 2
     if left <= planned * room and right <= (pieces - planned) * room:
         return min(planned, left), min(pieces - planned, right)
     return _pieces(left, settings), _pieces(right, settings)
