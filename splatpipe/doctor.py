@@ -16,24 +16,13 @@ from typing import Any, Literal
 
 import psutil
 
+from splatpipe.errors import EnvironmentProblem
 from splatpipe.machine import memory_limit, nvidia_gpus, usable_cores
 from splatpipe.scene.library import load_pycolmap
 
 Status = Literal["ok", "warn", "missing"]
 GB = 1e9
 MIN_MEMORY_GB, MIN_DISK_GB = 8, 20
-GSPLAT_TIMEOUT_S = 900  # gsplat compiles its kernels at first use
-
-GSPLAT_PROBE = """
-import torch, gsplat
-one = dict(device="cuda")
-image, alpha, _ = gsplat.rasterization(
-    torch.tensor([[0.0, 0.0, 2.0]], **one), torch.tensor([[1.0, 0.0, 0.0, 0.0]], **one),
-    torch.full((1, 3), 0.3, **one), torch.ones(1, **one), torch.ones(1, 3, **one), torch.eye(4, **one)[None],
-    torch.tensor([[[64.0, 0, 32], [0, 64.0, 32], [0, 0, 1]]], **one), 64, 64)
-center = float(image[0, 32, 32, 0])
-assert center > 0.9, f"the centre of a white Gaussian came out as {center}"
-"""
 
 
 @dataclass(frozen=True)
@@ -181,17 +170,13 @@ def _gsplat() -> Row:
         return Row("gsplat", "missing", "Not installed.", advice)
     if not _torch_has_cuda():
         return Row("gsplat", "warn", f"{version}, but no GPU to use it on", "Training uses splatpipe's CPU rasteriser.")
+    from splatpipe.trainers.gsplat_build import build_environment, ensure_built
+
     try:
-        probe = [sys.executable, "-c", GSPLAT_PROBE]
-        done = subprocess.run(probe, capture_output=True, text=True, timeout=GSPLAT_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        advice = "Its kernels may be stuck compiling: delete the torch_extensions cache and set MAX_JOBS=2."
-        return Row("gsplat", "missing", f"{version}: a 64x64 render did not end in {GSPLAT_TIMEOUT_S} s.", advice)
-    if done.returncode == 0:
-        return Row("gsplat", "ok", f"{version} rendered a 64x64 picture")
-    reason = _last_line(done.stderr) or f"exit status {done.returncode}"
-    advice = "It compiles its kernels at first use, which needs nvcc of torch's CUDA version, ninja and a C++ compiler."
-    return Row("gsplat", "missing", f"{version} cannot render: {reason}", advice)
+        ensure_built(build_environment(os.environ), lambda text: print(text, file=sys.stderr))
+    except EnvironmentProblem as problem:
+        return Row("gsplat", "missing", f"{version}: {problem}", "Patches train on the CPU meanwhile: device=cpu.")
+    return Row("gsplat", "ok", f"{version} rendered a 64x64 picture")
 
 
 def _torch_has_cuda() -> bool:

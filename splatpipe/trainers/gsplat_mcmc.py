@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
 from splatpipe.trainers.base import Command, TrainerInfo, TrainRequest
 from splatpipe.trainers.devices import visible_devices
+from splatpipe.trainers.gsplat_build import build_environment, ensure_built
 
 
 class GsplatTrainer:
@@ -28,10 +31,20 @@ class GsplatTrainer:
         detail = f"{torch.cuda.device_count()} CUDA device(s)" if cuda else "no CUDA device: trains on the CPU"
         return TrainerInfo(self.name, True, version, detail, frozenset({"cpu", "cuda"} if cuda else {"cpu"}))
 
+    def prepare(self, device: str, say: Callable[[str], None]) -> None:
+        """Have gsplat's kernels compiled, and a picture rendered with them, before any child needs them."""
+        if device.startswith("cuda"):
+            ensure_built(visible_devices(device, self._cuda_environment), say)
+
+    @cached_property
+    def _cuda_environment(self) -> dict[str, str]:
+        return build_environment(os.environ)
+
     def command(self, request: TrainRequest) -> Command:
         """The child for `request`; on CUDA it sees one device only, so that its ordinal is always 0."""
         argv = (sys.executable, "-m", "splatpipe.trainers.gsplat_child", str(request.files.request))
-        return Command(argv=argv, env=visible_devices(request.device, os.environ))
+        environment = self._cuda_environment if request.device.startswith("cuda") else os.environ
+        return Command(argv=argv, env=visible_devices(request.device, environment))
 
     def parse_line(self, line: str) -> dict[str, Any] | None:
         return None
