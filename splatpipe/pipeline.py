@@ -18,7 +18,7 @@ from splatpipe.budget import disk_finding
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError
-from splatpipe.joining import Merged, join
+from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
 from splatpipe.planning import Plan, check_plan, make_plan, write_datasets, write_map
@@ -107,12 +107,38 @@ def run(
         return _exit_code(outcomes, ledger)
 
 
-def merge(options: RunOptions) -> int:
-    """Merge what is trained, again. Gives back the exit code."""
+def merge(options: RunOptions, only: str | None = None) -> int:
+    """Merge what is trained, again; or the patches named by `only` into a file beside it. Gives the exit code."""
     device = evaluation_device(options.config)
     with _prepared(options) as (plan, ledger):
+        if only is not None:
+            report = join_only(plan, options.layout, ledger, options.config, _ids(only))
+            print(f"merged patches: {report.path} ({report.gaussians} Gaussians)")
+            return EXIT_OK
         _merge(plan, options, ledger, device, fresh=True)
         return _exit_code({p.id: _outcome(ledger, p.id) for p in plan.patches}, ledger)
+
+
+def judge(options: RunOptions) -> dict[str, Any]:
+    """How good the merged splat and each patch are on hold-out views, as data; also kept in the run folder."""
+    device = evaluation_device(options.config)
+    with _prepared(options) as (plan, ledger):
+        return evaluate(plan, options.layout, ledger, options.config, device)
+
+
+def export(run_folder: Path, to: str) -> dict[str, Any]:
+    """The merged splat of a run in other formats, as data: path, bytes, seconds and notes of each."""
+    from splatpipe.export.formats import parse_formats
+    from splatpipe.export.transform import find_transform
+    from splatpipe.export.write import export_splat
+
+    layout, formats = RunLayout(run_folder.expanduser().resolve()), parse_formats(to)
+    read_run(layout)
+    if not layout.merged_splat.is_file():
+        raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
+    tool = find_transform(say=_say)
+    written = export_splat(layout.merged_splat, formats, layout.export, tool)
+    return {"splat": str(layout.merged_splat), "exports": [one.to_json() for one in written]}
 
 
 def split(options: RunOptions, *, dry_run: bool, picture: Path | None = None) -> dict[str, Any]:
@@ -244,6 +270,8 @@ def _merge(plan: Plan, options: RunOptions, ledger: Ledger, device: str, *, fres
 def _report(merged: Merged) -> None:
     for sentence in merged.report.hole_sentences():
         _say(f"warning: {sentence}")
+    if merged.report.coverage.holes.any():
+        _say(f"warning: {merged.report.coverage.sentence()}")
     print(f"merged splat: {merged.report.path} ({merged.report.gaussians} Gaussians)")
     if merged.psnr is None:
         print("no hold-out view: the scene is too small to keep one, or patching.holdout_every is 0")

@@ -83,7 +83,7 @@ def _solve(
     for _ in range(ROUNDS):
         residual = np.abs(design @ change - target)
         weight = np.minimum(1.0, HUBER / np.maximum(residual, 1e-9))[:, None]
-        change = np.linalg.solve(design.T @ (weight * design) + prior, design.T @ (weight[:, 0] * target))
+        change[:] = np.linalg.solve(design.T @ (weight * design) + prior, design.T @ (weight[:, 0] * target))
     return 1 + change[:n], change[n:] - 0.5 * change[:n]
 
 

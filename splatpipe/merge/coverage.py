@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from splatpipe.files import atomic_path
-from splatpipe.merge.grid import OUTSIDE, Grid
+from splatpipe.merge.grid import Grid
 from splatpipe.merge.ownership import Territory
 from splatpipe.merge.rows import Rows, thickness
 
@@ -36,6 +36,14 @@ class Coverage:
     @property
     def covered_cells(self) -> int:
         return int((self.before >= SEEN).sum())
+
+    def sentence(self) -> str:
+        """How many cells are holes, and where the first is, on the ground of the frame."""
+        at = np.flatnonzero(self.holes)
+        where = (
+            f"; the first at {'{:.4g}, {:.4g}'.format(*self.grid.center(int(at[0])))} of the ground" if len(at) else ""
+        )
+        return f"{len(at)} of {self.covered_cells} covered ground cells are holes in the merged splat{where}"
 
     def draw(self, path: Path, territories: Sequence[Territory], missing: Sequence[str]) -> None:
         """Write a PNG: unclipped patches, merged splat, and holes in red; cores outlined, missing ones in red."""
@@ -67,18 +75,16 @@ class Coverage:
 
 
 class CoverageTally:
-    """Adds up the thickness of Gaussians as they are written."""
+    """Adds up the thickness of Gaussians as they are written; those above `widest` (a length) do not count."""
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
+    def __init__(self, grid: Grid, widest: float) -> None:
+        self.grid, self._widest = grid, widest
         self._thickness = np.zeros(grid.cells)
 
     def add(self, points: NDArray[np.float64], rows: Rows) -> None:
         """Rows with their positions in the grid's frame, (N, 3)."""
-        cell = self.grid.cell(points)
-        known = cell != OUTSIDE
-        weights = thickness(rows[known], self.grid.edge**2)
-        self._thickness += np.bincount(cell[known], weights, self.grid.cells)
+        cell = self.grid.cell(points) + 1  # the first bin takes what lies outside
+        self._thickness += np.bincount(cell, thickness(rows, self.grid.edge**2, self._widest), self.grid.cells + 1)[1:]
 
     def against(self, best: NDArray[np.float64]) -> Coverage:
         """The map, given the thickness (cells,) of the best unclipped patch."""

@@ -35,10 +35,10 @@ class Grid:
 
     def cell(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
         """(N,) cell number of (N, 3) points in the frame, row by row, or OUTSIDE."""
-        at = np.floor((points[:, :2] - np.array(self.low)) / self.edge)
-        inside = (at >= 0).all(axis=1) & (at[:, 0] < self.columns) & (at[:, 1] < self.rows)
-        at = np.where(inside[:, None], at, 0).astype(np.int64)
-        return np.where(inside, at[:, 1] * self.columns + at[:, 0], OUTSIDE)
+        x, y = ((points[:, i] - self.low[i]) / self.edge for i in (0, 1))
+        inside = (x >= 0) & (x < self.columns) & (y >= 0) & (y < self.rows)
+        cells = y.astype(np.int64) * self.columns + x.astype(np.int64)  # whatever it is outside
+        return np.where(inside, cells, OUTSIDE)
 
     def center(self, cell: int) -> tuple[float, float]:
         """Ground coordinates of a cell's middle."""

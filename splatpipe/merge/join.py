@@ -19,7 +19,7 @@ from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
 from splatpipe.merge.coverage import Coverage, CoverageTally
 from splatpipe.merge.grid import Grid
 from splatpipe.merge.neighbours import spacing
-from splatpipe.merge.ownership import Ownership, Territory
+from splatpipe.merge.ownership import Claim, Ownership, Territory, reach
 from splatpipe.merge.rows import Rows, faded
 from splatpipe.merge.settings import MergeSettings
 from splatpipe.merge.survey import cells_for, find_loans, survey
@@ -157,7 +157,7 @@ def merge_splats(
     fits, differences = fit_colors(surveyed)
     ownership = Ownership(frame, trained, holes, loans, borders.share_wide)
     degree = max(header.sh_degree for header in headers.values())
-    tally = CoverageTally(surveyed.grid)
+    tally = CoverageTally(surveyed.grid, reach(patches) / 3)
     with _room(out), splat_writer(out, degree, comments) as writer:
         join = _Join(ownership, cleaning or no_cleaning(), writer, tally, degree, chunk_rows)
         matched = fits if borders.match_colors else {}
@@ -217,14 +217,14 @@ class _Join:
             parted = mine & (claim.shares < 1)
             read, kept, shared = read + len(rows), kept + int(mine.sum()), shared + int(parted.sum())
             borrowed += int((claim.borrowed & mine).sum())
-            self._write(rows, mine, claim.shares, parted, fit)
+            self._write(rows, mine, claim, parted, fit)
         return PartReport(patch_id, header.count, kept, foreign, dropped, filled, borrowed, shared)
 
     def _write(
         self,
         rows: Rows,
         mine: NDArray[np.bool_],
-        shares: NDArray[np.float64],
+        claim: Claim,
         parted: NDArray[np.bool_],
         fit: ColorFit | None,
     ) -> None:
@@ -232,7 +232,7 @@ class _Join:
         if parted.any():
             part = parted[mine]
             out = out.copy()
-            out[part] = faded(out[part], shares[parted])
+            out[part] = faded(out[part], claim.shares[parted])
         out = fit.apply(out) if fit else out
-        self.tally.add(self.ownership.frame.apply(out[:, :3]), out)
+        self.tally.add(claim.points[mine], out)
         self.writer.append(out)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.merge.grid import Grid
-from splatpipe.merge.rows import Rows, share_in, spreads, widest
+from splatpipe.merge.rows import Rows, log_widest, share_in, spreads
+from splatpipe.patches.box import Box
 from splatpipe.patches.frame import Frame
-from splatpipe.patches.patch import Box
 
 NOBODY = -1
 LEAST_SHARE = 0.01  # of a wide Gaussian's mass; with less a patch does not claim it
@@ -49,6 +49,7 @@ class Loans:
 class Claim:
     """What one patch contributes of N Gaussians of its file."""
 
+    points: NDArray[np.float64]  # (N, 3) their positions in the frame of the cut
     shares: NDArray[np.float64]  # (N,) 1: it owns it, 0: it does not, between: its part of a wide Gaussian
     filled: dict[str, NDArray[np.bool_]]  # per hole, (N,) which of its Gaussians stand in for the missing patch
     borrowed: NDArray[np.bool_]  # (N,) which stand in for an owner that is too thin
@@ -60,8 +61,8 @@ class Ownership:
     A place belongs to the patch whose core it is in, unless that patch lends the cell to a neighbour. A place in
     a hole belongs to the trained patch with the nearest core among those whose buffered box contains it (the
     first id among equals), or to nobody.
-    With `share_wide`, a Gaussian whose three standard deviations exceed its patch's buffer belongs to each patch
-    by the share of its mass in the core, because each of them has trained such a Gaussian of its own there.
+    With `share_wide`, a Gaussian whose three standard deviations exceed `reach`, the patches' usual buffer, belongs
+    to each patch by the share of its mass in the core, because each has trained such Gaussians of its own there.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Ownership:
         loans: Loans | None = None,
         share_wide: bool = False,
     ) -> None:
-        self.frame, self.loans, self._share_wide = frame, loans, share_wide
+        self.frame, self.loans = frame, loans
+        self._widest = np.log(reach([*trained, *holes]) / 3) if share_wide else np.inf
         self._trained = tuple(sorted(trained, key=lambda territory: territory.id))
         self._holes = tuple(sorted(holes, key=lambda territory: territory.id))
 
@@ -93,10 +95,9 @@ class Ownership:
                 filled[hole.id] = mask
             borrowed = self._borrowed(patch_id, points)
             own &= ~self._lent(patch_id, points)
-            shares = (own | borrowed | np.any([*filled.values(), np.zeros_like(own)], axis=0)).astype(np.float64)
-            if self._share_wide:
-                self._divide_wide(self._trained[me], rows, points, shares)
-        return Claim(shares, filled, borrowed)
+            shares = np.logical_or.reduce([own, borrowed, *filled.values()]).astype(np.float64)
+            self._divide_wide(self._trained[me], rows, points, shares)
+        return Claim(points, shares, filled, borrowed)
 
     def _lent(self, patch_id: str, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         if self.loans is None or not len(lent := self.loans.of_owner(patch_id)):
@@ -113,7 +114,7 @@ class Ownership:
 
     def _divide_wide(self, me: Territory, rows: Rows, points: NDArray[np.float64], shares: NDArray[np.float64]) -> None:
         """Replace the shares of wide Gaussians by the mass in the core, and an even part of the holes next to it."""
-        wide = np.flatnonzero(3 * widest(rows) > margin(me))
+        wide = np.flatnonzero(log_widest(rows) > self._widest)
         if not len(wide):
             return
         centers, sigmas = points[wide], spreads(rows[wide], self.frame.rotation)
@@ -141,12 +142,21 @@ def distance(box: Box, points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt((outside**2).sum(axis=1))
 
 
+def reach(territories: Sequence[Territory]) -> float:
+    """How far buffered boxes reach beyond their cores: the median; infinite where none has a bounded side or a buffer.
+
+    One number for all patches, so that they agree on which Gaussians are wide.
+    """
+    margins = [margin(territory) for territory in territories]
+    return float(np.median([one for one in margins if 0 < one < np.inf] or [np.inf]))
+
+
 def margin(territory: Territory) -> float:
-    """How far the buffered box reaches beyond the core; infinite for a core without a bounded side."""
+    """How far one buffered box reaches beyond its core; infinite for a core without a bounded side."""
     core, buffered = territory.core, territory.buffered
-    lower = (core.lower - buffered.lower)[np.isfinite(core.lower)]
-    upper = (buffered.upper - core.upper)[np.isfinite(core.upper)]
-    return float(np.concatenate([lower, upper, [np.inf]]).min())
+    low, high = np.isfinite(core.lower), np.isfinite(core.upper)
+    sides = (core.lower[low] - buffered.lower[low], buffered.upper[high] - core.upper[high], [np.inf])
+    return float(np.concatenate(sides).min())
 
 
 def touching(a: Box, b: Box) -> bool:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.merge.clean import not_finite
 from splatpipe.merge.grid import OUTSIDE, Grid
-from splatpipe.merge.ownership import Loans, Territory, touching
+from splatpipe.merge.ownership import Loans, Territory, reach, touching
 from splatpipe.merge.rows import SH0, Rows, thickness
 from splatpipe.patches.frame import Frame
 from splatpipe.splatting.ply import PlyHeader, sample_rows
 
-SAMPLE = 1 << 18  # rows read of each part, spread evenly over its file
+SAMPLE = 1 << 17  # rows read of each part, spread evenly over its file
 PER_CELL = 32  # sampled Gaussians of one patch in one cell, on average
 ENOUGH = 8  # sampled Gaussians that make a cell's colour worth believing
-FEW = 4  # fewer than this do not stand in for an owner
 SH_C0 = 0.28209479177387814
 
 
@@ -65,13 +65,13 @@ class Survey:
 def survey(
     headers: Mapping[str, PlyHeader], territories: Sequence[Territory], frame: Frame, grid: Grid, sample: int = SAMPLE
 ) -> Survey:
-    """Look at the unclipped parts. A patch is believed within its buffered box only."""
+    """Look at the unclipped parts. A patch is believed within its buffered box only; wide Gaussians do not count."""
     places = sorted(territories, key=lambda territory: territory.id)
-    tables = []
+    tables, widest = [], reach(places) / 3
     for source, place in enumerate(places):
         if place.id in headers:
             near = [i for i, one in enumerate(places) if i == source or touching(one.core, place.buffered)]
-            tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, sample))
+            tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, sample, widest))
     table = np.concatenate([*tables, np.zeros((0, 8))])
     source_, owner, cell = table[:, :3].astype(np.int64).T
     color = table[:, 5:8] / np.maximum(table[:, 4:5], 1e-30)
@@ -90,7 +90,7 @@ def find_loans(surveyed: Survey, thin: float) -> Loans:
     mine = surveyed.source == surveyed.owner
     own[surveyed.owner[mine], surveyed.cell[mine]] = surveyed.covered[mine]
     trained = np.isin(surveyed.owner, surveyed.source)  # the core of a missing patch is filled by another rule
-    offers = np.flatnonzero(~mine & trained & (surveyed.count >= FEW))
+    offers = np.flatnonzero(~mine & trained)
     thinner = own[surveyed.owner[offers], surveyed.cell[offers]] < thin * surveyed.covered[offers]
     offers = offers[thinner]
     # The best offer for each owner and cell comes first; the first id among equals.
@@ -114,13 +114,14 @@ def _survey_part(
     frame: Frame,
     grid: Grid,
     sample: int,
+    widest: float,
 ) -> NDArray[np.float64]:
     """(R, 8): source, owner, cell, count, thickness, thickness-weighted colour; ascending by owner and cell."""
     pieces, seen = [], 0
     for rows in sample_rows(header, sample):
         seen += len(rows)
-        rows = rows[np.isfinite(rows).all(axis=1)]
-        pieces.append(_tally(rows, source, near, places, frame, grid))
+        rows = rows[~not_finite(rows)]
+        pieces.append(_tally(rows, source, near, places, frame, grid, widest))
     table = np.concatenate([*pieces, np.zeros((0, 8))])
     keys, place = np.unique(table[:, 1] * grid.cells + table[:, 2], return_inverse=True)
     out = np.zeros((len(keys), 8))
@@ -132,7 +133,13 @@ def _survey_part(
 
 
 def _tally(
-    rows: Rows, source: int, near: Sequence[int], places: Sequence[Territory], frame: Frame, grid: Grid
+    rows: Rows,
+    source: int,
+    near: Sequence[int],
+    places: Sequence[Territory],
+    frame: Frame,
+    grid: Grid,
+    widest: float,
 ) -> NDArray[np.float64]:
     """One record for each owner and cell of a chunk."""
     points = frame.apply(rows[:, :3])
@@ -141,9 +148,10 @@ def _tally(
         inside = places[i].core.contains(points)
         owner[inside if i == source else inside & places[source].buffered.contains(points)] = i
     cell = grid.cell(points)
-    known = (owner != OUTSIDE) & (cell != OUTSIDE)
+    weight = thickness(rows, grid.edge**2, widest)
+    known = (owner != OUTSIDE) & (cell != OUTSIDE) & (weight > 0)
     keys, place = np.unique(owner[known] * grid.cells + cell[known], return_inverse=True)
-    weight = thickness(rows[known], grid.edge**2)
+    weight = weight[known]
     color = np.clip(0.5 + SH_C0 * rows[known][:, SH0].astype(np.float64), 0, 1) * weight[:, None]
     sums = [np.bincount(place, values, len(keys)) for values in (np.ones(len(place)), weight, *color.T)]
     return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, *sums])

@@ -8,6 +8,7 @@ then green, then blue). Other property orders and types are accepted on reading;
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,13 +197,17 @@ def iter_rows(
         handle.seek(header.offset)
         for start in range(0, header.count, chunk_rows):
             wanted = min(chunk_rows, header.count - start)
+            # The kernel reads the next chunk while this one is worked on.
+            place = header.offset + (start + wanted) * header.row_bytes
+            if hasattr(os, "posix_fadvise"):  # not on macOS
+                os.posix_fadvise(handle.fileno(), place, chunk_rows * header.row_bytes, os.POSIX_FADV_WILLNEED)
             table = np.fromfile(handle, header.dtype, wanted)
             if len(table) != wanted:
                 raise SplatFileError(f"{header.path}: ended after {start + len(table)} of {header.count} Gaussians.")
             yield table.view(np.float32).reshape(wanted, -1) if plain else _reorder(table, header.sh_degree, degree)
 
 
-def sample_rows(header: PlyHeader, most: int, block_rows: int = 512) -> Iterator[NDArray[np.float32]]:
+def sample_rows(header: PlyHeader, most: int, block_rows: int = 1024) -> Iterator[NDArray[np.float32]]:
     """At most about `most` rows, in blocks spread evenly over the file, as `iter_rows` gives them; SH 0 only.
 
     The same rows on every call; all of them where there are no more.
@@ -210,14 +215,19 @@ def sample_rows(header: PlyHeader, most: int, block_rows: int = 512) -> Iterator
     if header.count <= most:
         yield from iter_rows(header, 0)
         return
-    blocks = max(most // block_rows, 1)
-    with header.path.open("rb") as handle:
-        for start in range(0, blocks, CHUNK_ROWS // block_rows):
-            tables = []
-            for block in range(start, min(start + CHUNK_ROWS // block_rows, blocks)):
-                handle.seek(header.offset + (block * (header.count - block_rows) // blocks) * header.row_bytes)
-                tables.append(np.fromfile(handle, header.dtype, block_rows))
-            yield _reorder(np.concatenate(tables), header.sh_degree, 0)
+    blocks, size = max(most // block_rows, 1), block_rows * header.row_bytes
+    table = np.empty(min(blocks, max(CHUNK_ROWS // block_rows, 1)) * block_rows, header.dtype)
+    room = memoryview(table.view(np.uint8))
+    with header.path.open("rb", buffering=0) as handle:
+        used = 0
+        for block in range(blocks):
+            handle.seek(header.offset + (block * (header.count - block_rows) // (blocks - 1 or 1)) * header.row_bytes)
+            if handle.readinto(room[used : used + size]) != size:  # type: ignore[attr-defined]
+                raise SplatFileError(f"{header.path}: became shorter while it was read.")
+            used += size
+            if used == len(room) or block == blocks - 1:
+                yield _reorder(table[: used // header.row_bytes], header.sh_degree, 0)
+                used = 0
 
 
 def _reorder(table: NDArray[np.void], has: int, wants: int) -> NDArray[np.float32]:
