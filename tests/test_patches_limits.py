@@ -1,0 +1,176 @@
+"""Limits, guaranteed views, partitions that people draw, and outliers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from scenes import look_at, scene_from, synthetic_scene
+from test_patches_split import KINDS, random_scene, split_or_assume_blind
+
+from splatpipe.errors import ConfigError
+from splatpipe.patches.partition import Split, split
+from splatpipe.patches.patch import Role
+from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.visibility import visibility
+from splatpipe.scene.arrays import Scene
+
+relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+scenes = st.builds(
+    random_scene, st.sampled_from(KINDS), st.integers(3, 60), st.integers(20, 300), st.integers(0, 1_000_000)
+)
+XY = PatchingSettings(max_cameras=200, frame="xy", holdout_every=0, min_points=0, min_cameras=0)
+
+
+def kinds(result: Split) -> set[str]:
+    return {finding.kind for finding in result.findings}
+
+
+@relaxed
+@given(scenes, st.integers(3, 25), st.integers(0, 5))
+def test_every_core_point_keeps_its_views_unless_the_cap_forbids_it(scene: Scene, cap: int, wanted: int) -> None:
+    result = split_or_assume_blind(scene, PatchingSettings(max_cameras=cap, min_views=wanted))
+    if result is None:
+        return
+    seen = visibility(scene)
+    training = np.setdiff1d(np.arange(scene.n_cameras), result.holdout)
+    in_scene = np.bincount(seen.pairs(training)[1], minlength=scene.n_points)
+    short = set()
+    for patch in result.patches:
+        core = patch.points_with(Role.CORE)
+        views = np.bincount(seen.pairs(patch.camera_index)[1], minlength=scene.n_points)
+        if (views[core] < np.minimum(in_scene[core], wanted)).any():
+            assert len(patch.camera_index) == cap, "only a full patch may leave a point short of views"
+            short.add(patch.id)
+    told = [finding for finding in result.findings if finding.kind == "few_views"]
+    assert set(told[0].numbers["points"] if told else ()) == short
+
+
+@relaxed
+@given(scenes, st.integers(5, 100), st.floats(0.5, 20))
+def test_limits_of_points_and_extent_hold_or_are_reported(scene: Scene, points: int, extent: float) -> None:
+    chosen = PatchingSettings(max_cameras=20, max_points=points, max_extent=extent, holdout_every=0)
+    result = split_or_assume_blind(scene, chosen)
+    if result is None:
+        return
+    over = set()
+    for patch in result.patches:
+        core = patch.points_with(Role.CORE)
+        low, high = np.quantile(patch.frame.apply(scene.points[core])[:, :2], (0.01, 0.99), axis=0)
+        if len(core) > points or (high - low).max() > extent:
+            over.add(patch.id)
+    told = [finding for finding in result.findings if finding.kind == "over_limits"]
+    assert set(told[0].numbers["patches"] if told else ()) == over
+
+
+def test_smaller_limits_give_more_patches() -> None:
+    scene = synthetic_scene(64, 2000, "aerial", seed=1)
+    assert len(split(scene, XY).patches) == 1
+    by_points, by_extent = replace(XY, max_points=400), replace(XY, max_extent=4.0)
+    assert len(split(scene, by_points).patches) >= 5
+    assert len(split(scene, by_extent).patches) >= 9
+    for patch in split(scene, by_extent).patches:
+        assert np.ptp(scene.points[patch.points_with(Role.CORE), :2], axis=0).max() < 4.5
+
+
+@pytest.mark.parametrize(("cameras", "cap"), [(1000, 100), (400, 50), (350, 100), (90, 30)])
+def test_an_even_scene_needs_at_most_15_percent_more_patches_than_the_cap_does(cameras: int, cap: int) -> None:
+    scene = synthetic_scene(cameras, 3000, "aerial", seed=1)
+    result = split(scene, PatchingSettings(max_cameras=cap, holdout_every=0))
+    assert len(result.patches) <= 1.15 * -(-cameras // cap)
+
+
+def test_a_grid_gives_its_cells_and_the_cap_cuts_them_further() -> None:
+    scene = synthetic_scene(64, 2000, "aerial", seed=1)
+    patches = split(scene, replace(XY, grid=(3, 2))).patches
+    assert len(patches) == 6
+    edges = sorted({float(patch.core.upper[0]) for patch in patches})
+    low, high = np.quantile(scene.points[:, 0], (0.01, 0.99))
+    np.testing.assert_allclose(edges[:2], [low + (high - low) / 3, low + 2 * (high - low) / 3])
+    finer = split(scene, replace(XY, grid=(3, 2), max_cameras=8)).patches
+    assert len(finer) > 6 and all(len(patch.camera_index) <= 8 for patch in finer)
+
+
+@relaxed
+@given(scenes, st.integers(1, 5), st.integers(1, 5), st.integers(3, 25))
+def test_cores_of_a_grid_tile_the_ground_and_hold_cameras(scene: Scene, columns: int, rows: int, cap: int) -> None:
+    result = split_or_assume_blind(scene, PatchingSettings(max_cameras=cap, grid=(columns, rows)))
+    if result is None:
+        return
+    positions = result.frame.apply(np.concatenate([scene.points, scene.centers]))
+    assert_array_equal(np.sum([patch.core.contains(positions) for patch in result.patches], axis=0), 1)
+    assert all(1 <= len(patch.camera_index) <= cap for patch in result.patches)
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+
+
+def test_drawn_cells_from_settings_and_from_a_geojson_file(tmp_path: Path) -> None:
+    scene = synthetic_scene(64, 2000, "aerial", seed=1)
+    cells = [rectangle(-5, -5, 1, 5), rectangle(1, -5, 5, -1), rectangle(1, -1, 5, 5)]
+    file = tmp_path / "cells.geojson"
+    features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [cell]}} for cell in cells]
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    drawn = tuple(tuple((x, y) for x, y in cell) for cell in cells)
+    for chosen in (drawn, str(file)):
+        patches = split(scene, replace(XY, cells=chosen)).patches
+        corners = sorted((float(p.core.lower[0]), float(p.core.lower[1])) for p in patches)
+        assert corners == [(-np.inf, -np.inf), (1, -np.inf), (1, -1)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "complaint"),
+    [
+        ([rectangle(0, 0, 1, 1), rectangle(0.5, 0, 2, 1)], "overlap"),
+        ([rectangle(0, 0, 1, 1), rectangle(2, 0, 3, 1)], "leave no hole"),
+        ([[[0, 0], [1, 1], [0, 2], [-1, 1]]], "no rectangle along the map's axes"),
+        ([[[0, 0], [1, 1]]], "four corners"),
+        ("missing.geojson", "cannot be read"),
+    ],
+)
+def test_cells_that_cannot_be_used_are_explained(cells: object, complaint: str) -> None:
+    scene = synthetic_scene(12, 200)
+    with pytest.raises(ConfigError, match=complaint):
+        split(scene, replace(XY, cells=cells))  # type: ignore[arg-type]
+
+
+def test_a_frame_given_as_a_matrix_is_used_and_a_wrong_one_refused() -> None:
+    scene = synthetic_scene(40, 400, "line")
+    c, s = np.cos(0.3), np.sin(0.3)
+    matrix = ((float(c), float(s), 0.0), (-float(s), float(c), 0.0), (0.0, 0.0, 1.0))
+    assert_array_equal(split(scene, PatchingSettings(frame=matrix)).frame.rotation.round(12), np.round(matrix, 12))
+    with pytest.raises(ValueError, match="right-handed"):
+        PatchingSettings(frame=((1, 0, 0), (0, 1, 0), (0, 0, -1)))
+
+
+def far_off(n_points: int, n_cameras: int) -> Scene:
+    """A scene of 40 cameras and 800 points, with so many of each 10,000 units away, seeing each other."""
+    scene = synthetic_scene(40, 800, "aerial", seed=1)
+    points = np.concatenate([scene.points, np.random.default_rng(0).normal(0, 0.1, (n_points, 3)) + [1e4, 0, 0]])
+    views = [look_at((1e4, 0.1 * i, 5), (1e4, 0, 0), up=(0, 1, 0)) for i in range(n_cameras)]
+    return scene_from(points, np.stack([*scene.viewmats, *views]))
+
+
+def test_a_few_cameras_and_points_far_from_everything_are_left_out_and_named() -> None:
+    scene = far_off(5, 1)
+    result = split(scene, PatchingSettings(outliers=0.05, holdout_every=0))
+    used = np.concatenate([patch.point_index for patch in result.patches])
+    assert not (scene.points[used, 0] > 1e3).any() and len(np.unique(used)) == 800
+    assert_array_equal(result.unused, [40])
+    assert kinds(result) >= {"outlier_cameras_left_out", "outlier_points_left_out"}
+
+
+def test_outliers_stay_when_asked_for_and_when_they_are_too_many() -> None:
+    scene = far_off(5, 1)
+    kept = split(scene, PatchingSettings(outliers=0, holdout_every=0))
+    assert len(kept.unused) == 0 and not kinds(kept) & {"outlier_cameras_left_out", "outlier_points_left_out"}
+    island = split(far_off(200, 4), PatchingSettings(outliers=0.05, holdout_every=0))
+    assert kinds(island) >= {"outlier_cameras_kept", "outlier_points_kept"}
+    assert len(island.unused) == 0
