@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from typing import Any
 from splatpipe.budget import disk_finding
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
-from splatpipe.errors import ConfigError, Interrupted, RunFolderError
+from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
 from splatpipe.planning import Plan, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
 from splatpipe.runfolder import library_versions, locked, read_run, record_run
-from splatpipe.scene.arrays import Scene
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.undistort import needs_undistortion, undistort
@@ -98,13 +97,15 @@ def run(
         reopen(ledger, _named(options.retrain, plan))
         waiting = [p for p in plan.patches if not _outcome(ledger, p.id).trained]
         if waiting:
+            ledger.clear_merged()  # of which they are a part, or may become one
             _train(waiting, options, ledger, crew, slots, stop)
         if stop.is_set():
             raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
-        outcomes = {p.id: _outcome(ledger, p.id) for p in plan.patches}
+        outcomes = _outcomes(plan, ledger)
         if merge and any(outcome.trained for outcome in outcomes.values()):
             _merge(plan, options, ledger, evaluation_device(config), fresh=bool(waiting))
-        return _exit_code(outcomes, ledger)
+        _tell_failures(outcomes, ledger)
+        return _exit_code(outcomes)
 
 
 def merge(options: RunOptions, only: str | None = None) -> int:
@@ -116,7 +117,9 @@ def merge(options: RunOptions, only: str | None = None) -> int:
             print(f"merged patches: {report.path} ({report.gaussians} Gaussians)")
             return EXIT_OK
         _merge(plan, options, ledger, device, fresh=True)
-        return _exit_code({p.id: _outcome(ledger, p.id) for p in plan.patches}, ledger)
+        outcomes = _outcomes(plan, ledger)
+        _tell_failures(outcomes, ledger)
+        return _exit_code(outcomes)
 
 
 def judge(options: RunOptions) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
     check_plan(reading.scene, options.config, options.profile_folders)
     with locked(layout):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
-        scene = _pinhole(reading.scene, layout) if needs_undistortion(reading.scene) else reading.scene
+        scene = undistort(reading.scene, layout.scene, _say)
         plan = make_plan(scene, options.config, options.profile_folders)
         for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
             _say(f"{finding.severity}: {finding.message}")
@@ -228,17 +231,15 @@ def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
                     choice=planned.rung.to_json(),
                 )
             _say(_summary(plan, layout))
-            exit_code = 1
+            exit_code = 1  # unless we learn better, a bug of ours
             try:
                 yield plan, ledger
-                exit_code = 0
+                exit_code = _exit_code(_outcomes(plan, ledger))
+            except SplatpipeError as error:
+                exit_code = error.exit_code
+                raise
             finally:
                 ledger.end_run(run_id, exit_code)
-
-
-def _pinhole(scene: Scene, layout: RunLayout) -> Scene:
-    _say(f"undistorting {scene.n_cameras} images into {layout.scene} (once)")
-    return undistort(scene, layout.scene)
 
 
 def _train(
@@ -289,14 +290,22 @@ def _outcome(ledger: Ledger, patch_id: str) -> Outcome:
     return record.outcome if record else Outcome.PENDING
 
 
-def _exit_code(outcomes: dict[str, Outcome], ledger: Ledger) -> int:
-    bad = [patch_id for patch_id, outcome in outcomes.items() if not outcome.trained]
-    for patch_id in bad:
-        record = ledger.patch(patch_id)
-        _say(f"{patch_id}: {outcomes[patch_id]}: {record.reason if record and record.reason else 'not trained yet'}")
+def _outcomes(plan: Plan, ledger: Ledger) -> dict[str, Outcome]:
+    return {planned.id: _outcome(ledger, planned.id) for planned in plan.patches}
+
+
+def _exit_code(outcomes: Mapping[str, Outcome]) -> int:
+    bad = sum(not outcome.trained for outcome in outcomes.values())
     if not bad:
         return EXIT_OK
-    return EXIT_ALL_FAILED if len(bad) == len(outcomes) else EXIT_SOME_FAILED
+    return EXIT_ALL_FAILED if bad == len(outcomes) else EXIT_SOME_FAILED
+
+
+def _tell_failures(outcomes: Mapping[str, Outcome], ledger: Ledger) -> None:
+    for patch_id, outcome in outcomes.items():
+        record = ledger.patch(patch_id)
+        if not outcome.trained:
+            _say(f"{patch_id}: {outcome}: {record.reason if record and record.reason else 'not trained yet'}")
 
 
 def _ids(retrain: str | None) -> frozenset[str]:

@@ -92,6 +92,17 @@ def test_retrain_trains_the_named_patch_and_no_other(scene: Path, tmp_path: Path
     assert all(number == [1] for name, number in numbers.items() if name != "p001")
 
 
+def test_a_retrained_patch_is_merged_even_if_the_merge_is_asked_for_later(scene: Path, tmp_path: Path) -> None:
+    double = TrainerDouble({})
+    run(options(scene, tmp_path), double)
+    merged = (tmp_path / "merged" / "splat.ply").stat().st_mtime_ns
+    given = options(scene, tmp_path, retrain="all")
+    assert pipeline.run(given, stop=threading.Event(), merge=False, trainer=double) == 0
+    assert pipeline.status(tmp_path)["merged"]["path"] is None
+    assert run(options(scene, tmp_path), double) == 0
+    assert (tmp_path / "merged" / "splat.ply").stat().st_mtime_ns > merged
+
+
 def test_the_p7_story_dies_at_the_first_rungs_and_trains_at_the_third(scene: Path, tmp_path: Path) -> None:
     double = TrainerDouble({"p001": {"fails": "lfs_adam", "below": 0.3}})
     assert run(options(scene, tmp_path, "patching.max_cameras=12", "init_scaling.fixed=0.1"), double) == 0
@@ -120,7 +131,9 @@ def test_when_every_patch_fails_the_exit_code_says_so_and_nothing_is_merged(scen
 def test_a_failed_patch_is_tried_anew_by_the_next_run(scene: Path, tmp_path: Path) -> None:
     given = options(scene, tmp_path)
     run(given, TrainerDouble({"default": {"fails": "lfs_adam"}}))
+    assert pipeline.status(tmp_path)["exit_code"] == 4
     assert run(given, TrainerDouble({})) == 0
+    assert pipeline.status(tmp_path)["exit_code"] == 0
 
 
 def test_stopping_keeps_the_attempt_and_the_next_run_goes_on_with_it(scene: Path, tmp_path: Path) -> None:

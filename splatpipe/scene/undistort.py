@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ def needs_undistortion(scene: Scene) -> bool:
     return any(one.model not in PINHOLE_MODELS for one in scene.intrinsics)
 
 
-def undistort(scene: Scene, cache: Path) -> Scene:
+def undistort(scene: Scene, cache: Path, announce: Callable[[str], None] | None = None) -> Scene:
     """The scene with pinhole cameras: itself if it has no others, else from `cache/images` and `cache/sparse`.
+
+    `announce` is told when images have to be undistorted, which takes a while.
 
     `cache` is filled when it does not hold this scene yet, and replaced whole or not at all. Raises `SceneError`
     naming an image that could not be undistorted.
@@ -44,6 +46,8 @@ def undistort(scene: Scene, cache: Path) -> Scene:
         return scene
     key = _key(scene)
     if not _holds(cache, key):
+        if announce:
+            announce(f"undistorting {scene.n_cameras} images into {cache} (once)")
         with atomic_folder(cache) as temporary:
             _fill(scene, temporary)
             write_json(temporary / KEY_FILE, {"key": key})
