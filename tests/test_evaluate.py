@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from splatpipe.merge.evaluate import Renderer, evaluate_splat, normalising
-from splatpipe.splatting.ply import Splats, write_splats
+from splatpipe.merge.evaluate import Renderer, evaluate_splat, in_view, normalising
+from splatpipe.splatting.ply import Splats, to_rows, write_splats
 from splatpipe.splatting.views import Views
 
 WIDTH, HEIGHT = 96, 64
@@ -108,3 +108,29 @@ def test_an_empty_splat_is_a_black_picture() -> None:
     viewmats, Ks = cameras(count=1)
     picture = Renderer(colourful_wall(0)).render(viewmats[0], Ks[0], WIDTH, HEIGHT)
     assert picture.shape == (HEIGHT, WIDTH, 3) and not picture.any()
+
+
+def test_a_file_too_large_to_hold_gives_the_same_figures_view_by_view(tmp_path: Path) -> None:
+    splats = colourful_wall()
+    views = views_with_photographs(tmp_path, splats)
+    splats.sh0[:100] += 0.5  # so that the renders are not perfect
+    write_splats(tmp_path / "splat.ply", splats)
+    whole = evaluate_splat(tmp_path / "splat.ply", views)
+    streamed = evaluate_splat(tmp_path / "splat.ply", views, held_at_once=10)
+    assert whole.psnr < 50
+    assert [view.psnr for view in streamed.views] == pytest.approx([view.psnr for view in whole.views], abs=0.01)
+
+
+def test_only_what_lies_in_a_view_is_held_for_it() -> None:
+    viewmats, Ks = cameras()
+    splats = colourful_wall(300)
+    splats.means[:100, 2] = -10  # behind the cameras
+    splats.means[100:200, 0] += 50  # far to the side
+    splats.scales[100] = np.log(40)  # but this one reaches into the view
+    held = in_view(to_rows(splats), viewmats[0], Ks[0], WIDTH, HEIGHT)
+    assert not held[:100].any()
+    assert held[100] and not held[101:200].any()
+    centres = splats.means[200:] @ viewmats[0, :3, :3].T + viewmats[0, :3, 3]
+    pixels = centres @ Ks[0].T
+    inside = ((pixels[:, :2] / pixels[:, 2:] >= 0) & (pixels[:, :2] / pixels[:, 2:] < [WIDTH, HEIGHT])).all(axis=1)
+    assert held[200:][inside].all()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from splatpipe.errors import SceneError
 from splatpipe.splatting.images import load_image, load_pixels, scaled_K, training_size
-from splatpipe.splatting.metrics import evaluate_views, psnr, side_by_side, ssim
+from splatpipe.splatting.metrics import color_corrected, evaluate_views, psnr, side_by_side, ssim
 
 
 def pictures(seed: int = 0, height: int = 40, width: int = 57, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +71,59 @@ def test_evaluation_names_every_view_and_averages() -> None:
 def test_evaluation_refuses_views_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"b\.jpg"):
         evaluate_views(lambda i: np.zeros((20, 20, 3)), lambda i: np.zeros((20, 21, 3)), ["b.jpg"])
+
+
+def test_colour_correction_undoes_a_gain_and_an_offset_of_each_channel() -> None:
+    _, truth = pictures()
+    exposed = truth * [0.8, 0.9, 0.7] + [0.05, 0.0, 0.1]
+    np.testing.assert_allclose(color_corrected(exposed, truth), truth, atol=1e-9)
+    flat = np.full_like(truth, 0.5)
+    assert np.isfinite(color_corrected(flat, truth)).all()
+    evaluation = evaluate_views(lambda i: exposed, lambda i: truth, ["a.jpg"])
+    assert evaluation.views[0].cc_psnr == 100.0 > evaluation.psnr
+    assert evaluation.views[0].lpips is None and np.isnan(evaluation.mean("lpips"))
+
+
+def lpips_weights(folder: Path) -> Path:
+    """Random weights in the shapes of torchvision's AlexNet and of the heads of lpips 0.1."""
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    backbone, heads = {}, {}
+    for k, (i, (out, into, size)) in enumerate(shapes.items()):
+        scale = (2 / (into * size**2)) ** 0.5
+        backbone[f"features.{i}.weight"] = scale * torch.randn(out, into, size, size, generator=generator)
+        backbone[f"features.{i}.bias"] = torch.zeros(out)
+        heads[f"lin{k}.model.1.weight"] = torch.rand(1, out, 1, 1, generator=generator)
+    torch.save(backbone, folder / "alexnet-owt-7be5be79.pth")
+    torch.save(heads, folder / "alex.pth")
+    return folder
+
+
+def test_lpips_is_zero_for_equal_pictures_and_grows_with_noise(tmp_path: Path) -> None:
+    from splatpipe.splatting.lpips import Lpips
+
+    distance = Lpips(lpips_weights(tmp_path))
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 1, (80, 96, 3))
+    assert distance(truth, truth) == 0
+    noise = rng.normal(size=truth.shape)
+    values = [distance(truth + s * noise, truth) for s in (0.05, 0.15, 0.4)]
+    assert 0 < values[0] < values[1] < values[2]
+    evaluation = evaluate_views(lambda i: truth + 0.1 * noise, lambda i: truth, ["a"], perceptual=distance)
+    assert evaluation.mean("lpips") > 0
+
+
+def test_a_folder_without_lpips_weights_is_refused_with_what_it_must_hold(tmp_path: Path) -> None:
+    from splatpipe.errors import ConfigError
+    from splatpipe.splatting.lpips import Lpips
+
+    with pytest.raises(ConfigError, match=r"evaluation\.lpips_weights: .* has no LPIPS weights; it must hold"):
+        Lpips(tmp_path)
+    lpips_weights(tmp_path)
+    (tmp_path / "alex.pth").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match=r"alex\.pth is not a file of weights"):
+        Lpips(tmp_path)
 
 
 def test_the_comparison_picture_holds_both_pictures_unchanged(tmp_path: Path) -> None:

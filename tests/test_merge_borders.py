@@ -1,0 +1,197 @@
+"""Borders between patches: what is thin is filled, what is wide is shared, and nothing is doubled or faded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.special import expit
+from test_merge import IDENTITY, INF, Area, assert_accounted, slab, splats_at, write_part
+
+from splatpipe.merge.clean import RULES, Cleaning
+from splatpipe.merge.colors import ColorFit
+from splatpipe.merge.join import Borders, MergePart, merge_splats
+from splatpipe.merge.settings import MergeSettings
+from splatpipe.patches.box import Box
+from splatpipe.splatting.ply import Splats, from_rows, read_splats, to_rows, write_splats
+
+LEFT, RIGHT = slab("p000", -INF, 0), slab("p001", 0, INF)
+
+
+def carpet(low: float, high: float, n: int = 3000, seed: int = 0) -> Splats:
+    """Small Gaussians that cover low <= x < high, -2 <= y < 2 densely; each file its own."""
+    rng = np.random.default_rng(seed)
+    splats = splats_at(np.column_stack([rng.uniform(low, high, n), rng.uniform(-2, 2, n), rng.normal(0, 0.01, n)]))
+    splats.sh0[:] = np.sin(3 * splats.means[:, None]) * 0.8  # the same ground has the same colour in every file
+    return splats
+
+
+def without(splats: Splats, low: float, high: float) -> Splats:
+    """The same with nothing at low <= x < high."""
+    return splats.select((splats.means[:, 0] < low) | (splats.means[:, 0] >= high))
+
+
+def covered(splats: Splats, low: float, high: float) -> int:
+    return int(((splats.means[:, 0] >= low) & (splats.means[:, 0] < high)).sum())
+
+
+def test_a_neighbour_fills_ground_that_its_owner_left_bare(tmp_path: Path) -> None:
+    bare = without(carpet(-4, 1, seed=1), -0.8, 0)
+    parts = [write_part(tmp_path, "p000", bare), write_part(tmp_path, "p001", carpet(-1, 4, seed=2))]
+    report = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY)
+    assert covered(read_splats(tmp_path / "a.ply"), -0.7, -0.2) == 0
+    assert report.coverage.holes.any()
+    filled = merge_splats(parts, tmp_path / "b.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(thin_owner=0.5))
+    there = covered(carpet(-1, 4, seed=2), -0.6, -0.2)
+    assert covered(read_splats(tmp_path / "b.ply"), -0.6, -0.2) > 0.8 * there, "all but the outermost row of cells"
+    assert not filled.coverage.holes.any()
+    assert [(loan.owner, loan.neighbour) for loan in filled.loans] == [("p000", "p001")]
+    assert filled.parts[1].borrowed > 0
+    assert_accounted(filled)
+
+
+def test_ground_that_both_cover_well_stays_with_its_owner(tmp_path: Path) -> None:
+    parts = [write_part(tmp_path, "p000", carpet(-4, 1, seed=1)), write_part(tmp_path, "p001", carpet(-1, 4, seed=2))]
+    report = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(thin_owner=0.5))
+    merged = read_splats(tmp_path / "a.ply")
+    assert covered(merged, -1, 0) == covered(carpet(-4, 1, seed=1), -1, 0)
+    assert covered(merged, 0, 1) == covered(carpet(-1, 4, seed=2), 0, 1)
+    assert report.loans == () and not report.coverage.holes.any()
+
+
+def test_a_neighbour_is_not_believed_beyond_its_buffer(tmp_path: Path) -> None:
+    parts = [
+        write_part(tmp_path, "p000", without(carpet(-4, 1), -4, -1.5)),
+        write_part(tmp_path, "p001", carpet(-4, 4)),
+    ]
+    merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(thin_owner=0.5))
+    assert covered(read_splats(tmp_path / "a.ply"), -4, -1.5) == 0
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1), widths=st.floats(-3, 3), borders=st.lists(st.floats(-3, 3), max_size=3, unique=True)
+)
+def test_shares_of_wide_gaussians_make_up_the_whole(
+    tmp_path: Path, seed: int, widths: float, borders: list[float]
+) -> None:
+    """Equal inputs: the transparencies of a Gaussian's copies multiply to its own, but for slivers below 1 %."""
+    rng = np.random.default_rng(seed)
+    splats = splats_at(rng.uniform(-4, 4, (20, 3)), seed=seed)
+    splats.scales[:] = rng.normal(widths, 1, (20, 3))
+    columns = list(zip([-INF, *sorted(borders)], [*sorted(borders), INF], strict=True))
+    patches = [slab(f"p{i:03d}", low, high) for i, (low, high) in enumerate(columns)]
+    parts = [write_part(tmp_path, patch.id, splats) for patch in patches]
+    report = merge_splats(parts, tmp_path / "out.ply", patches, IDENTITY, borders=Borders(share_wide=True))
+    assert_accounted(report)
+    merged = read_splats(tmp_path / "out.ply")
+    thickness = -np.log1p(-expit(merged.opacities.astype(np.float64)))
+    for mean, opacity in zip(splats.means, splats.opacities, strict=True):
+        total = thickness[(merged.means == mean).all(axis=1)].sum()
+        assert total == pytest.approx(-np.log1p(-expit(float(opacity))), rel=0.01 * len(patches) + 1e-4)
+
+
+def test_a_wide_gaussian_counts_by_its_mass_and_not_by_its_centre(tmp_path: Path) -> None:
+    """Sigma 2 along x with its centre 2 left of the border: 84 % of it is on the left (Phi(1) = 0.8413)."""
+    splats = splats_at(np.array([[-2.0, 0, 0]]))
+    splats.quats[:] = [1, 0, 0, 0]
+    splats.scales[0] = np.log([2, 0.1, 0.1])
+    parts = [write_part(tmp_path, "p001", splats), write_part(tmp_path, "p000", splats_at(np.array([[-3.0, 0, 0]])))]
+    report = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(share_wide=True))
+    merged = read_splats(tmp_path / "a.ply")
+    assert [part.shared for part in report.parts] == [0, 1]
+    before, after = expit(2.0), expit(float(merged.opacities[-1]))
+    assert np.log1p(-after) / np.log1p(-before) == pytest.approx(1 - 0.8413, abs=1e-3)
+
+
+def test_sharing_and_filling_do_not_depend_on_the_order_of_the_parts(tmp_path: Path) -> None:
+    corner = [
+        Area(f"p{i:03d}", box, box.grown(1.0))
+        for i, box in enumerate(
+            Box(np.array([x, y, -INF]), np.array([u, v, INF]))
+            for x, u in ((-INF, 0), (0, INF))
+            for y, v in ((-INF, 0), (0, INF))
+        )
+    ]
+    parts = []
+    for i, patch in enumerate(corner):
+        splats = without(carpet(-3, 3, 2000, seed=i), 0.3 * i - 1, 0.3 * i)
+        splats.scales[:40] = 0.5
+        parts.append(write_part(tmp_path, patch.id, splats))
+    both = Borders(thin_owner=0.5, share_wide=True)
+    report = merge_splats(parts, tmp_path / "a.ply", corner, IDENTITY, borders=both)
+    merge_splats(parts[::-1], tmp_path / "b.ply", corner[::-1], IDENTITY, borders=both)
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+    assert report.loans and sum(part.shared for part in report.parts)
+    assert_accounted(report)
+
+
+def test_a_difference_in_exposure_is_measured_and_evened_out_when_asked(tmp_path: Path) -> None:
+    dark = ColorFit(np.array([0.8, 0.9, 0.85]), np.array([0.02, -0.03, 0.0]))
+    write_splats(tmp_path / "p001.ply", from_rows(dark.apply(to_rows(carpet(-1, 4, 6000, seed=2)))))
+    parts = [write_part(tmp_path, "p000", carpet(-4, 1, 6000, seed=1)), MergePart("p001", tmp_path / "p001.ply")]
+    report = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(match_colors=True))
+    assert all(one.difference > 0.04 for one in report.colors)
+    assert all(one.after < 0.4 * one.difference for one in report.colors)
+    merged = read_splats(tmp_path / "a.ply")
+    expected = 0.8 * np.sin(3 * merged.means)
+    steps = [
+        (merged.sh0[:, 0] - expected)[side].mean(axis=0) for side in (merged.means[:, 0] < 0, merged.means[:, 0] >= 0)
+    ]
+    plain = merge_splats(parts, tmp_path / "b.ply", [LEFT, RIGHT], IDENTITY)
+    left_alone = read_splats(plain.path).sh0[:, 0] - expected
+    before = left_alone[merged.means[:, 0] >= 0].mean(axis=0) - left_alone[merged.means[:, 0] < 0].mean(axis=0)
+    assert np.abs(steps[1] - steps[0]).max() < 0.35 * np.abs(before).max()
+
+
+def test_correcting_colours_scales_every_band_and_shifts_only_the_mean() -> None:
+    splats = splats_at(np.zeros((4, 3)), degree=2)
+    corrected = from_rows(ColorFit(np.array([2.0, 1.0, 0.5]), np.array([0.1, 0.0, 0.0])).apply(to_rows(splats)))
+    np.testing.assert_allclose(corrected.shN, splats.shN * [2, 1, 0.5], rtol=1e-6)
+    color = 0.5 + 0.28209479177387814 * splats.sh0[:, 0]
+    np.testing.assert_allclose(
+        0.5 + 0.28209479177387814 * corrected.sh0[:, 0], color * [2, 1, 0.5] + [0.1, 0, 0], rtol=1e-5
+    )
+    np.testing.assert_array_equal(corrected.opacities, splats.opacities)
+
+
+def test_the_coverage_map_names_a_missing_patch_and_shows_its_hole(tmp_path: Path) -> None:
+    middle = [slab("p000", -INF, -1, 0.5), slab("p001", -1, 1, 0.5), slab("p002", 1, INF, 0.5)]
+    parts = [write_part(tmp_path, "p000", carpet(-4, 1, seed=1)), write_part(tmp_path, "p002", carpet(-0.4, 4, seed=2))]
+    report = merge_splats(parts, tmp_path / "a.ply", middle, IDENTITY, borders=Borders(thin_owner=0.5))
+    merged = read_splats(tmp_path / "a.ply")
+    assert covered(merged, -1, -0.5) and covered(merged, 0.5, 1), "buffers of both neighbours"
+    assert report.holes == ("p001",) and report.hole_sentences()[0].startswith("p001 is missing")
+    report.coverage.draw(tmp_path / "map.png", middle, report.holes)
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
+    assert ((pixels[..., 0] > 200) & (pixels[..., 1] < 60)).any(), "the missing core is outlined in red"
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit", "victim"), [("max_isolation", 10, 0), ("max_needle", 20, 1), ("max_spacing", 30, 2)]
+)
+def test_rules_of_local_spacing_take_the_floater_the_needle_and_the_blob(
+    tmp_path: Path, rule: str, limit: float, victim: int
+) -> None:
+    splats = carpet(-4, 4, seed=5)
+    spacing = 0.1
+    splats.means[0] = [0, 0, 30 * spacing * 3]
+    splats.scales[1] = np.log([5 * spacing, 0.1 * spacing, 0.1 * spacing])
+    splats.scales[2] = np.log(60 * spacing)
+    part = write_part(tmp_path, "p000", splats)
+    cleaning = Cleaning(MergeSettings(min_opacity=0, max_distance=0, **{rule: limit}), np.zeros(3), 8.0)
+    report = merge_splats([part], tmp_path / "a.ply", [slab("p000", -INF, INF)], IDENTITY, cleaning)
+    merged = read_splats(tmp_path / "a.ply")
+    name = {"max_isolation": "isolated", "max_needle": "needle", "max_spacing": "coarse"}[rule]
+    assert not (merged.means == splats.means[victim]).all(axis=1).any()
+    others = [i for i in range(3) if i != victim]
+    assert all((merged.means == splats.means[i]).all(axis=1).any() for i in others)
+    assert 1 <= report.dropped[name] <= 0.02 * len(splats)
+    assert {other: report.dropped[other] for other in RULES if other != name} == dict.fromkeys(
+        [other for other in RULES if other != name], 0
+    )
+    assert_accounted(report)
