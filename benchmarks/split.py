@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-SIZES = {
-    "1k": (1_000, 200_000, 1_200_000),
-    "5k": (5_000, 2_000_000, 12_000_000),
-    "10k": (10_000, 5_000_000, 25_000_000),
+SIZES = {  # cameras, points, observations, tiles
+    "1k": (1_000, 200_000, 1_200_000, 1),
+    "5k": (5_000, 2_000_000, 12_000_000, 1),
+    "10k": (10_000, 5_000_000, 25_000_000, 10),
 }
 COLUMNS = ("size", "cameras", "points", "observations", "patches", "bound")
 COLUMNS += ("read", "plan", "write", "all", "CPU s", "GiB")
@@ -51,8 +51,8 @@ def main() -> None:
 def _row(size: str, models: Path, max_cameras: int) -> dict[str, Any]:
     folder = models / size
     if not (folder / "images").is_dir():
-        cameras, points, observations = SIZES[size]
-        numbers = ["--cameras", str(cameras), "--points", str(points), "--observations", str(observations)]
+        options = ("--cameras", "--points", "--observations", "--tiles")
+        numbers = [text for pair in zip(options, map(str, SIZES[size]), strict=True) for text in pair]
         city = Path(__file__).with_name("synthetic_city.py")
         subprocess.run([sys.executable, str(city), str(folder), *numbers], check=True)
     command = [sys.executable, __file__, "--one", str(folder), "--max-cameras", str(max_cameras)]

@@ -34,9 +34,11 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=200_000)
     parser.add_argument("--observations", type=int, default=1_200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiles", type=int, default=1, help="so many copies side by side: faster to make")
     args = parser.parse_args()
     started = time.monotonic()
-    model = make_city(args.cameras, args.points, args.observations, args.seed)
+    n = args.tiles
+    model = tiled(make_city(args.cameras // n, args.points // n, args.observations // n, args.seed), n)
     write_city(args.out, model)
     print(
         f"{args.out}: {len(model.names):,} cameras, {len(model.points):,} points, {len(model.obs_points):,} "
@@ -54,6 +56,36 @@ def make_city(cameras: int, points: int, observations: int, seed: int = 0) -> Mo
     xyz, normals = _surfaces(points, low, high, rng)
     seen = _observe(xyz, normals, rotations, centers, observations, rng)
     return _model(xyz, rotations, centers, *seen, rng)
+
+
+def tiled(city: Model, n: int) -> Model:
+    """`n` copies of a city in a row, each with cameras and points of its own."""
+    if n == 1:
+        return city
+    from scipy.spatial.transform import Rotation
+
+    rotations = Rotation.from_quat(city.quats, scalar_first=True).as_matrix()
+    shift = np.array([np.ptp(city.points[:, 0]), 0.0, 0.0])
+    cameras, points = len(city.names), len(city.point_ids)
+
+    def copies(values: NDArray, step: float = 0) -> NDArray:
+        return np.concatenate([values + values.dtype.type(step * i) for i in range(n)])
+
+    return Model(
+        cameras=city.cameras,
+        image_ids=copies(city.image_ids, cameras),
+        names=tuple(f"flight_{i:06d}.jpg" for i in range(n * cameras)),
+        camera_ids=copies(city.camera_ids),
+        quats=copies(city.quats),
+        translations=np.concatenate([city.translations - i * (rotations @ shift) for i in range(n)]),
+        obs_images=copies(city.obs_images, cameras),
+        obs_points=copies(city.obs_points, points),
+        obs_xy=copies(city.obs_xy),
+        point_ids=copies(city.point_ids, points),
+        points=np.concatenate([city.points + i * shift for i in range(n)]),
+        colors=copies(city.colors),
+        errors=copies(city.errors),
+    )
 
 
 def write_city(folder: Path, model: Model) -> None:

@@ -11,6 +11,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ NO_POINT = -1  # stored as 2^64 - 1
 OBSERVATION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])
 POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
 TRACK_ELEMENT = np.dtype([("image", "<u4"), ("index", "<u4")])
+FEW = 20_000  # records below which compiled code is not worth loading
 CHUNK = 1 << 17  # points gathered at once; bounds the temporary index arrays
 
 
@@ -158,20 +160,47 @@ def read_points(path: Path) -> tuple[Any, ...]:
 def _record_starts(cursor: _Cursor, n: int) -> NDArray[np.int64]:
     """(n,) byte offsets of the points; each record's length stands in the record itself."""
     starts = np.empty(n, np.int64)
-    at, size, data = cursor.at, cursor.size, cursor.data
-    length_of = struct.Struct("<Q").unpack_from
-    head, element = POINT.itemsize, TRACK_ELEMENT.itemsize
-    for i in range(n):
-        end = at + head + element * length_of(data, at + head - 8)[0] if at + head <= size else size + 1
-        if end > size:
-            raise SceneError(
-                f"{cursor.path} is truncated or damaged: it announces {n:,} points, but its {size:,} bytes end inside "
-                f"point number {i + 1:,}; copy the file again or export the model again"
-            )
-        starts[i], at = at, end
-    cursor.at = at
+    data = np.frombuffer(cursor.data, np.uint8)
+    walk = _walk_kernel() if n > FEW else _walk
+    found, end = walk(data, cursor.at, starts, POINT.itemsize, TRACK_ELEMENT.itemsize)
+    del data  # so that the mapping can be closed
+    if found < n:
+        raise SceneError(
+            f"{cursor.path} is truncated or damaged: it announces {n:,} points, but its {cursor.size:,} bytes end "
+            f"inside point number {found + 1:,}; copy the file again or export the model again"
+        )
+    cursor.at = int(end)
     cursor.finish()
     return starts
+
+
+def _walk(data, at, starts, head, element):  # type: ignore[no-untyped-def]
+    """From record to record; how many were whole, and where the last of these ends. Compiled for large files."""
+    size = len(data)
+    for i in range(len(starts)):
+        if at + head > size:
+            return i, at
+        length = 0
+        for byte in range(7):
+            length += int(data[at + head - 8 + byte]) << (8 * byte)
+        if data[at + head - 1] or length > size:  # no track is that long
+            return i, at
+        end = at + head + element * length
+        if end > size:
+            return i, at
+        starts[i], at = at, end
+    return len(starts), at
+
+
+@cache
+def _walk_kernel() -> Any:
+    """`_walk` as machine code, kept beside the source or in the user's cache where one of the two is writable."""
+    import numba
+
+    try:
+        return numba.njit(nogil=True, cache=True)(_walk)
+    except RuntimeError:  # numba found no folder to keep it in
+        return numba.njit(nogil=True)(_walk)
 
 
 def write_binary(folder: Path, model: Model) -> None:

@@ -104,7 +104,7 @@ def _check_model(model: Model, folder: Path) -> None:
             f"{folder}: the pose of image {name} is not a rotation and a finite position "
             f"({int(broken.sum())} of {len(model.names)} images); export the model again or remove the image"
         )
-    if len(np.unique(model.point_ids)) != len(model.point_ids):
+    if (np.diff(np.sort(model.point_ids)) == 0).any():  # several times faster than np.unique on ids in order
         raise SceneError(f"{folder}: two points have the same id; export the model again")
 
 
