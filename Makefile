@@ -8,7 +8,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt tools/bootstrap.py
-DEMO := training.iterations=2000 training.max_width=400 patching.max_cameras=8
+DEMO := training.iterations=3000 training.max_width=400 patching.max_cameras=8
 
 .PHONY: demo test gpu-check lint clean
 
