@@ -24,8 +24,8 @@ import numpy as np
 from splatpipe.merge.clean import Cleaning
 from splatpipe.merge.join import Borders, MergePart, merge_splats
 from splatpipe.merge.settings import MergeSettings
-from splatpipe.patches.frame import Frame
 from splatpipe.patches.box import Box
+from splatpipe.patches.frame import Frame
 from splatpipe.splatting.ply import CHUNK_ROWS, columns, splat_writer
 
 BUFFER = 0.15
