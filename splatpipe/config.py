@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
 from splatpipe.failures.classify import Catalogue, extended_catalogue
+from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
@@ -96,6 +97,7 @@ class Config:
     init_scaling: InitScalingSettings = field(default_factory=InitScalingSettings)
     training: TrainingSection = field(default_factory=TrainingSection)
     limits: Limits = field(default_factory=Limits)
+    health: HealthSettings = field(default_factory=HealthSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     failures: FailureSettings = field(default_factory=FailureSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)

@@ -74,6 +74,7 @@ class PlannedPatch:
             skip_cameras=self.skip_cameras,
             threads=config.training.threads,
             limits=config.limits,
+            health=config.health,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -176,13 +176,11 @@ def _metrics(attempt: Attempt) -> dict[str, Any]:
 def _health_notes(attempt: Attempt) -> list[str]:
     """What a user should know of an attempt that succeeded."""
     blind = attempt.health.get("blind_cameras") or ()
-    flung = attempt.health.get("flung_share") or 0.0
     notes = []
     if blind:
         notes.append(f"{len(blind)} cameras came to see no Gaussian and were skipped, first {next(iter(blind))}")
-    if flung > 0.1:
-        notes.append(f"{flung:.0%} of the Gaussians lie far outside the scene")
-    return notes
+    verdicts = attempt.health.get("verdicts") or ()
+    return notes + [f"step {v['step']}: {v['message']}" for v in verdicts if v["severity"] != "note"]
 
 
 def settle(ledger: Ledger, crew: Crew) -> list[str]:

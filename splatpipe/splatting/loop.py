@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from splatpipe.splatting import checkpoint as checkpoints
 from splatpipe.splatting.adam import Adam
+from splatpipe.splatting.guards import COLLAPSE_SHARE, EXPLOSION_SHARE, FLUNG_FACTOR, MAX_INTERSECTIONS
 from splatpipe.splatting.loss import photometric_loss
 from splatpipe.splatting.mcmc import refine
 from splatpipe.splatting.model import Params, initial_params
@@ -33,11 +34,7 @@ from splatpipe.splatting.views import View, ViewLoader, Views
 Report = Callable[..., None]
 """report(event, **values): one event of docs/contracts.md."""
 
-MAX_INTERSECTIONS = 1_500_000_000  # gsplat counts in 32 bits and wraps silently (trainers.md, B6)
 PARAMETER_CHECK_EVERY = 100  # steps between full checks for non-finite parameters
-COLLAPSE_SHARE = 0.75  # of all Gaussians dead at one refinement: trainers.md D, FV #323, GS #1040
-FLUNG_FACTOR = 3.0  # a Gaussian this many initial radii from the centre has left the scene
-EXPLOSION_SHARE = 0.5  # of all Gaussians flung out of the scene
 
 
 class TrainingFailure(Exception):
@@ -94,6 +91,24 @@ class Health:
     flung_share: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one step saw, before it moved anything: image (H, W, 3), visible (N,) bool, Gaussian-tile pairs."""
+
+    view: View
+    image: torch.Tensor
+    visible: torch.Tensor
+    intersections: int
+
+
+class Observer(Protocol):
+    """Watches a training from inside. It changes nothing, and may raise `TrainingFailure` to end it."""
+
+    def after_step(self, training: Training, seen: Seen) -> None:
+        """Called after each step that saw something, before its refinement; gradients are still there."""
+        ...
+
+
 def scene_scale(views: Views) -> float:
     """1.1 x the largest distance of a camera to the mean camera (gsplat's Parser); 1 for a single camera."""
     rotations, translations = views.viewmats[:, :3, :3], views.viewmats[:, :3, 3]
@@ -127,14 +142,16 @@ class Training:
 
     def __init__(self, data: TrainingData, job: TrainingJob, report: Report) -> None:
         self.data, self.job, self.settings, self.report = data, job, job.settings, report
+        self.observer: Observer | None = None
         self.device = torch.device(job.device)
         self.key = job.key(data)
         self.step = 0
         self.health = Health()
         self._blind_in_a_row = 0
         self.scene_scale = scene_scale(data.views)
-        self._center = np.median(data.points, axis=0)
-        self._radius = float(np.linalg.norm(data.points - self._center, axis=1).max()) or 1.0
+        center = np.median(data.points, axis=0)
+        self._center = torch.tensor(center, dtype=torch.float32, device=self.device)
+        self.radius = float(np.linalg.norm(data.points - center, axis=1).max()) or 1.0
         self.params: Params = initial_params(
             data.points,
             data.colors,
@@ -163,8 +180,10 @@ class Training:
                 index = self._camera(self.step)
                 if self.step + 1 < self.settings.iterations:
                     loader.prefetch(self._camera(self.step + 1))
-                self._train_step(loader.get(index))
+                seen = self._train_step(loader.get(index))
                 self.step += 1
+                if self.observer and seen:
+                    self.observer.after_step(self, seen)
                 self._after_step()
                 if clock.due() or self.step == self.settings.iterations:
                     self._report_step(clock)
@@ -209,17 +228,30 @@ class Training:
         epoch, place = divmod(step, len(self.data.views))
         return int(np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.data.views))[place])
 
-    def _train_step(self, view: View) -> None:
+    def sh_degree(self, step: int) -> int:
+        """Of the colour that is trained in the step after `step`."""
+        return min(step // self.settings.sh_degree_interval, self.settings.sh_degree)
+
+    def distances(self) -> torch.Tensor:
+        """(N,) of the Gaussians from the median of the points."""
+        return (self.params["means"].detach() - self._center).norm(dim=1)
+
+    def flung_share(self) -> float:
+        """Of all Gaussians, those that have left the scene."""
+        return float((self.distances() > FLUNG_FACTOR * self.radius).float().mean())
+
+    def _train_step(self, view: View) -> Seen | None:
+        """One step; None when the camera sees no Gaussian."""
         s = self.settings
         for value in self.params.values():
             value.requires_grad_(True)
             value.grad = None
-        degree = min(self.step // s.sh_degree_interval, s.sh_degree)
+        degree = self.sh_degree(self.step)
         image, meta, scales, opacities = self._render(view, degree)
         visible = (meta["radii"][0] > 0).all(-1)
         if not bool(visible.any()):
             self._skip_blind(view.name)
-            return
+            return None
         self._blind_in_a_row = 0
         loss = photometric_loss(image, view.image, s.ssim_lambda)
         loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
@@ -239,6 +271,7 @@ class Training:
                 seed=s.seed,
                 step=self.step,
             )
+        return Seen(view, image.detach(), visible, meta["n_isects"])
 
     def _render(self, view: View, degree: int) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
         try:
@@ -309,9 +342,7 @@ class Training:
 
     def _check_end(self) -> None:
         self._check_finite()
-        means = self.params["means"].detach().cpu().numpy()
-        far = np.linalg.norm(means - self._center, axis=1) > FLUNG_FACTOR * self._radius
-        self.health.flung_share = round(float(far.mean()), 4)
+        self.health.flung_share = round(self.flung_share(), 4)
         if self.health.flung_share > EXPLOSION_SHARE:
             message = f"{self.health.flung_share:.0%} of the Gaussians lie more than {FLUNG_FACTOR:g} scene radii away"
             raise TrainingFailure("explosion", message, self.step)

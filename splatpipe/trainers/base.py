@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from splatpipe.failures.classes import FailureClass
+from splatpipe.health.settings import HealthSettings
 from splatpipe.layout import AttemptLayout, PatchLayout
 from splatpipe.scene.arrays import Similarity
 from splatpipe.splatting.settings import TrainSettings
@@ -42,6 +43,7 @@ class TrainRequest:
     skip_cameras: tuple[str, ...] = ()  # image names left out of this attempt (blind cameras)
     threads: int = 0  # CPU threads; 0: all
     limits: Limits = field(default_factory=Limits)
+    health: HealthSettings = field(default_factory=HealthSettings)
 
     @property
     def patch(self) -> PatchLayout:
@@ -66,6 +68,7 @@ class TrainRequest:
         values["settings"] = TrainSettings(**values["settings"])
         values["skip_cameras"] = tuple(values["skip_cameras"])
         values["limits"] = Limits(**values["limits"])
+        values["health"] = HealthSettings(**values.get("health", {}))
         return cls(**values)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import torch
 
+from splatpipe.health.watch import HealthWatch
 from splatpipe.patches.dataset import read_dataset
 from splatpipe.splatting import raster
 from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
@@ -19,6 +20,7 @@ from splatpipe.splatting.model import Params, to_splats
 from splatpipe.splatting.ply import transform, write_splats
 from splatpipe.splatting.views import ViewLoader, Views
 from splatpipe.trainers.base import TrainRequest
+from splatpipe.trainers.tail import read_events
 
 MAX_AUTO_CACHE_BYTES = 16 << 30
 
@@ -49,16 +51,27 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
         scene_scale=training.scene_scale,
         resumed_from=training.resumed_from,
     )
+    watch = _watch(training, request, report)
     params = training.run(should_stop)
     if len(holdout):
         _evaluate(params, holdout, request, report)
     written = _write_splat(params, request)
     health = asdict(training.health)
     health["relocated_shares"] = health["relocated_shares"][-20:]
+    health["verdicts"] = [verdict.to_json() for verdict in watch.verdicts] if watch else []
     if request.device.startswith("cuda"):
         health["peak_vram_bytes"] = torch.cuda.max_memory_allocated()
     seconds = round(time.monotonic() - started, 2)
     report("done", step=training.step, gaussians=written, seconds=seconds, health=health)
+
+
+def _watch(training: Training, request: TrainRequest, report: Report) -> HealthWatch | None:
+    """Have the training watched, unless the settings say no; what was seen before an interruption counts on."""
+    if not request.health.every:
+        return None
+    earlier = read_events(request.files.events) if training.resumed_from else []
+    watch = training.observer = HealthWatch(request.health, report, earlier, training.step)
+    return watch
 
 
 def _use_threads(request: TrainRequest) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splatpipe.failures.classes import FailureClass
+from splatpipe.splatting.guards import COLLAPSE_SHARE
 
 Event = dict[str, Any]
 
@@ -28,7 +29,6 @@ STOPPED = re.compile(r"Training stopped by user at iteration (\d+)")
 FINISHED = re.compile(r"Headless training completed")
 RANDOM_START = re.compile(r"No point cloud (?:found|provided)")
 
-COLLAPSE_SHARE = 0.75  # dead at one refinement; the same limit as our own loop's (trainers.md D, FV #323)
 LOST_POINTS = 0.5  # LFS reading fewer of our points than this does not train our patch
 SCALE_FACTOR = 3.0  # between LFS's scene scale and ours, from which units or centring must differ
 

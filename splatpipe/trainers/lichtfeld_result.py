@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.scene.arrays import Similarity
+from splatpipe.splatting.guards import EXPLOSION_SHARE, FLUNG_FACTOR
 from splatpipe.splatting.ply import (
     PlyHeader,
     SplatFileError,
@@ -35,7 +36,6 @@ GROWTH = 1.05  # LFS's own, mcmc.cpp:201
 TOO_FEW_TO_GROW = 20  # int(1.05 * n) == n below
 ENOUGH = 0.9  # of the count that MCMC reaches by itself; below, it did not grow
 DEAD_SHARE = 0.75  # at or below the opacity that MCMC relocates: a collapsed splat
-FLUNG_FACTOR, FLUNG_SHARE = 3.0, 0.5  # as in splatting/loop.py
 GIANT_SHARE = 0.05  # of Gaussians with a sigma beyond the radius of the whole patch: init_scaling 1.0 ends so
 
 
@@ -189,7 +189,7 @@ class _Sick:
     def judge(self) -> None:
         n = self._header.count
         for count, share, failure, what in (
-            (self._flung, FLUNG_SHARE, FailureClass.EXPLOSION, "lie outside the scene"),
+            (self._flung, EXPLOSION_SHARE, FailureClass.EXPLOSION, "lie outside the scene"),
             (self._giant, GIANT_SHARE, FailureClass.EXPLOSION, "are larger than the whole patch"),
             (self._dead, DEAD_SHARE, FailureClass.MCMC_COLLAPSE, f"are at or below opacity {self._aim.min_opacity:g}"),
         ):

@@ -42,6 +42,10 @@ class Progress:
                 self._refine(event)
             case "eval":
                 self._keep(event, "psnr", "ssim", "views")
+            case "verdict":
+                self.health.setdefault("verdicts", []).append(
+                    {k: v for k, v in event.items() if k not in ("t", "event")}
+                )
             case "warning":
                 self.warnings.append(str(event.get("message")))
             case "error":

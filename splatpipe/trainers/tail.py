@@ -73,6 +73,13 @@ class EventTail:
         return [event for event in map(_event, whole) if event is not None]
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All events of a file, which need not exist; lines that are no event are passed over."""
+    if not path.is_file():
+        return []
+    return [event for line in path.read_bytes().splitlines() if (event := _event(line)) is not None]
+
+
 def append_event(path: Path, event: dict[str, Any]) -> None:
     """Record an event of a child that writes none itself; a full disk must not end the attempt."""
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as handle:

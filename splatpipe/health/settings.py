@@ -1,0 +1,33 @@
+"""When health is measured and from where on a signal is a verdict. Imports neither torch nor numba."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class HealthSettings:
+    """`health:`. Each threshold belongs to one rule of `health/verdicts.py`, which names its source."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    every: Annotated[int, Ge(0)] = 100  # steps between samples; 0: no health at all
+    stop: bool = True  # a verdict of severity `stop` ends the attempt with the class of its remedy
+    relocated_warn: Share = 0.3  # of all Gaussians relocated at one refinement
+    relocated_stop: Share = 0.5  # the same, mean of the last three refinements
+    alive_fall: Share = 0.5  # alive share falls below this share of what it was, and stays there
+    opacity_low: Share = 0.05  # mean opacity
+    flung_warn: Share = 0.1  # of the Gaussians far outside the scene
+    sigma_warn: Annotated[float, Gt(0)] = 0.5  # 99 % quantile of the largest sigma, in scene radii
+    loss_rise: Annotated[float, Gt(1)] = 3.0  # median loss over the lowest median loss before
+    dormant_share: Share = 0.8  # of the visible Gaussians without gradient in a group or SH band,
+    dormant_gradient: Annotated[float, Ge(0)] = 1e-6  # while the norm of the group's gradient is below this
+    patience: Annotated[int, Ge(4)] = 20  # samples before progress is judged
+    progress: Share = 0.1  # the loss must have fallen by this share by then
+    plateau: Share = 0.005  # the loss fell by less than this over the last `patience` samples
+    unseen_note: Share = 0.5  # of the Gaussians seen by no camera since the last refinement

@@ -1,0 +1,231 @@
+"""What a series of health signals means: pure rules, each with a threshold, a sentence and a source.
+
+Non-finite values, a collapse at a refinement and the state at the end are guarded by `splatting/loop.py`; the
+rules here see the way there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from splatpipe.failures.classes import FailureClass
+from splatpipe.health.sample import Sample, Series
+from splatpipe.health.settings import HealthSettings
+from splatpipe.splatting.guards import COLLAPSE_SHARE, EXPLOSION_SHARE
+
+
+class Severity(StrEnum):
+    NOTE = "note"
+    WARNING = "warning"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule found, at the step where it was first seen."""
+
+    rule: str
+    severity: Severity
+    step: int
+    message: str
+    source: str
+    failure: FailureClass | None = None  # of severity stop: the class that has the remedy
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a `verdict` event (docs/contracts.md)."""
+        data = asdict(self)
+        return {"class" if key == "failure" else key: value for key, value in data.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """The inverse of `to_json`; further keys count for nothing."""
+        failure = FailureClass(data["class"]) if data["class"] else None
+        severity = Severity(data["severity"])
+        return cls(data["rule"], severity, data["step"], data["message"], data["source"], failure)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`find` gives the sentence when the newest sample completes the pattern, else None."""
+
+    name: str
+    severity: Severity
+    source: str
+    find: Callable[[Series, HealthSettings], str | None]
+    failure: FailureClass | None = None
+
+
+def judge(series: Series, settings: HealthSettings) -> list[Verdict]:
+    """The verdicts that the newest sample of `series` gives rise to, those that were given before among them."""
+    if not series.samples:
+        return []
+    step = series.samples[-1].step
+    found = [(rule, rule.find(series, settings)) for rule in RULES]
+    return [Verdict(r.name, r.severity, step, text, r.source, r.failure) for r, text in found if text is not None]
+
+
+def _death_spiral(series: Series, settings: HealthSettings) -> str | None:
+    last = series.relocated[-3:]
+    if len(last) < 3 or fmean(last) <= settings.relocated_stop:
+        return None
+    shares = ", ".join(f"{share:.0%}" for share in last)
+    return f"death spiral: {shares} of the Gaussians were dead at the last three refinements"
+
+
+def _relocation(series: Series, settings: HealthSettings) -> str | None:
+    if not series.relocated or series.relocated[-1] <= settings.relocated_warn:
+        return None
+    rises = series.relocated[-4:]
+    rising = len(rises) == 4 and all(a < b for a, b in pairwise(rises))
+    trend = ", and the share has risen three refinements in a row" if rising else ""
+    return f"{series.relocated[-1]:.0%} of the Gaussians were dead at the last refinement{trend}"
+
+
+def _sudden_collapse(series: Series, settings: HealthSettings) -> str | None:
+    """The alive share falls in one sample and the next one shows that it stays there."""
+    if len(series.samples) < 3:
+        return None
+    before, fallen, now = (sample.alive_share for sample in series.samples[-3:])
+    if max(fallen, now) >= settings.alive_fall * before:
+        return None
+    step = series.samples[-2].step
+    return f"collapse: the alive share fell from {before:.0%} to {fallen:.0%} by step {step} and did not recover"
+
+
+def _faded(series: Series, settings: HealthSettings) -> str | None:
+    last = series.samples[-2:]
+    if len(last) < 2 or max(sample.alive_share for sample in last) >= 1 - COLLAPSE_SHARE:
+        return None
+    return f"collapse: only {last[-1].alive_share:.0%} of the Gaussians are alive"
+
+
+def _faint(series: Series, settings: HealthSettings) -> str | None:
+    now = series.samples[-1]
+    if now.opacity_mean >= settings.opacity_low:
+        return None
+    return f"the mean opacity is {now.opacity_mean:.3f}; {now.floor_share:.0%} of the Gaussians are near the floor"
+
+
+def _exploded(series: Series, settings: HealthSettings) -> str | None:
+    """Dead Gaussians drift away by their noise: that is a collapse, and has another remedy."""
+    last = series.samples[-2:]
+    if last[-1].alive_share < 0.5 or len(last) < 2 or min(sample.flung_share for sample in last) <= EXPLOSION_SHARE:
+        return None
+    return f"explosion: {last[-1].flung_share:.0%} of the Gaussians have left the scene"
+
+
+def _flung(series: Series, settings: HealthSettings) -> str | None:
+    now = series.samples[-1]
+    if now.flung_share <= settings.flung_warn:
+        return None
+    return f"{now.flung_share:.0%} of the Gaussians lie far outside the scene"
+
+
+def _wide(series: Series, settings: HealthSettings) -> str | None:
+    wide = series.samples[-1].sigmas[3]
+    if wide is None or wide <= settings.sigma_warn:
+        return None
+    return f"one Gaussian in a hundred is wider than {wide:.2g} scene radii"
+
+
+def _diverging(series: Series, settings: HealthSettings) -> str | None:
+    losses = _losses(series)
+    if len(losses) < 4 or min(losses[-2:]) <= settings.loss_rise * min(losses[:-2]):
+        return None
+    return f"divergence: the median loss rose from {min(losses[:-2]):.3g} to {losses[-1]:.3g}"
+
+
+def _dormant(series: Series, settings: HealthSettings) -> str | None:
+    last = series.samples[-2:]
+    groups = [name for name in last[-1].quiet if len(last) == 2 and all(_quiet(s, name, settings) for s in last)]
+    if not groups:
+        return None
+    return f"dormant: {', '.join(groups)} no longer learn (share of visible Gaussians without gradient, and its norm)"
+
+
+def _quiet(sample: Sample, name: str, settings: HealthSettings) -> bool:
+    norm = sample.gradients.get(name)
+    if norm is None or name not in sample.quiet:
+        return False
+    return sample.quiet[name] > settings.dormant_share and norm < settings.dormant_gradient
+
+
+def _no_progress(series: Series, settings: HealthSettings) -> str | None:
+    losses = _losses(series)
+    if len(losses) < settings.patience or min(losses[1:]) < (1 - settings.progress) * losses[0]:
+        return None
+    return f"no progress: the median loss is {losses[-1]:.3g} and began at {losses[0]:.3g}"
+
+
+def _plateau(series: Series, settings: HealthSettings) -> str | None:
+    losses = _losses(series)
+    half = settings.patience // 2
+    if len(losses) < 2 * settings.patience:
+        return None
+    before, after = fmean(losses[-2 * half : -half]), fmean(losses[-half:])
+    if before - after > settings.plateau * before:
+        return None
+    return f"plateau: the loss has not fallen over the last {2 * half} samples (median {losses[-1]:.3g})"
+
+
+def _linear(series: Series, settings: HealthSettings) -> str | None:
+    """Healthy training falls fast, then slower. A second half that falls as much as the first is a slow drift."""
+    losses = _losses(series)
+    if len(losses) < 2 * settings.patience:
+        return None
+    width = max(len(losses) // 8, 1)
+    middle = len(losses) // 2
+    start, half, end = (fmean(losses[i : i + width]) for i in (0, middle - width // 2, len(losses) - width))
+    if start - end < settings.progress * start or half - end < 0.9 * (start - half):
+        return None
+    return (
+        f"slow drift: the loss falls in a straight line ({start:.3g}, {half:.3g}, {end:.3g}), not fast and then slower"
+    )
+
+
+def _unseen(series: Series, settings: HealthSettings) -> str | None:
+    now = series.samples[-1]
+    if now.step < settings.every or 1 - now.seen_share <= settings.unseen_note:
+        return None
+    return f"{1 - now.seen_share:.0%} of the Gaussians were seen by no camera since the last refinement"
+
+
+def _losses(series: Series) -> list[float]:
+    return [sample.loss for sample in series.samples if sample.loss is not None]
+
+
+_COLLAPSE = FailureClass.MCMC_COLLAPSE
+_P7 = "the p7 story; init_scaling 15 and 50"
+RULES: tuple[Rule, ...] = (
+    Rule("death_spiral", Severity.STOP, "gsplat issues #487 and #1040", _death_spiral, _COLLAPSE),
+    Rule(
+        "sudden_collapse",
+        Severity.STOP,
+        "collapse happens in one step",
+        _sudden_collapse,
+        _COLLAPSE,
+    ),
+    Rule("faded", Severity.STOP, "fvdb issue #323, gsplat issue #1027", _faded, _COLLAPSE),
+    Rule(
+        "explosion",
+        Severity.STOP,
+        _P7,
+        _exploded,
+        FailureClass.EXPLOSION,
+    ),
+    Rule("divergence", Severity.STOP, "LichtFeld Studio issue #379", _diverging, FailureClass.NAN_DIVERGENCE),
+    Rule("relocation", Severity.WARNING, "gsplat issue #487: 11 % to 36 %, then out of memory", _relocation),
+    Rule("faint", Severity.WARNING, "fvdb issue #323", _faint),
+    Rule("flung", Severity.WARNING, "mkkellogg/GaussianSplats3D issue #299", _flung),
+    Rule("wide", Severity.WARNING, "fvdb issue #324: prune_scale3d", _wide),
+    Rule("dormant", Severity.WARNING, "SplatFlow dormancy", _dormant),
+    Rule("no_progress", Severity.WARNING, "3D-Reconstruction issue #95 ended with loss 0.73", _no_progress),
+    Rule("plateau", Severity.NOTE, "field practice", _plateau),
+    Rule("slow_drift", Severity.NOTE, "context drift: linear where exponential approach is normal", _linear),
+    Rule("unseen", Severity.NOTE, "the mechanism of MCMC collapse: what is not seen dies", _unseen),
+)
