@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import torch
@@ -18,10 +21,23 @@ def warm_up(announce: Callable[[str], None] | None = None) -> bool:
     cold = not compiled_marker().exists()
     if cold and announce is not None:
         announce(f"compiling the CPU kernels, once for this machine (half a minute or more; kept in {cache_folder()})")
+    if cold:
+        _compile_elsewhere()
     _tiny_step()
     if cold:
         compiled_marker().touch()
     return cold
+
+
+def _compile_elsewhere() -> None:
+    """Fill the cache from another process.
+
+    A process that compiles runs machine code that rounds differently, in the last bit, from what it leaves in
+    the cache for later ones; the first training on a machine would differ from every other. If the other process
+    fails, this one compiles for itself and shows why.
+    """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache_folder().parent)}
+    subprocess.run([sys.executable, "-m", __name__], env=environment, capture_output=True, check=False)
 
 
 def _tiny_step() -> None:
@@ -50,3 +66,7 @@ def _tiny_step() -> None:
         optimizer.step(torch.arange(n) % 2 == 0, active={"shN": 3})
         optimizer.step()
         add_noise_(means, quats, scales, opacities, 1.0, 0, 0)
+
+
+if __name__ == "__main__":
+    _tiny_step()
