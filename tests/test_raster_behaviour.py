@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -249,33 +245,6 @@ def test_exception_in_a_thread_reaches_the_caller_and_the_pool_lives_on():
         with pytest.raises(ZeroDivisionError, match="chunk 3"):
             pool.run(task, 10)
         pool.run(lambda chunk: None, 10)
-
-
-def test_the_process_that_compiles_draws_to_the_bit_what_later_ones_draw(tmp_path):
-    """Freshly compiled code and code from the cache round differently; warm_up must leave only the latter in use."""
-    script = """
-import sys, torch
-from splatpipe.splatting import raster
-assert raster.warm_up() is (sys.argv[1] == "first")
-g = torch.Generator().manual_seed(1)
-n = 400
-means = torch.rand(n, 3, generator=g) * 2 + torch.tensor([-1.0, -1.0, 2.0])
-values = means, torch.rand(n, 4, generator=g), torch.rand(n, 3, generator=g) * 0.1, torch.rand(n, generator=g)
-sh = torch.rand(n, 16, 3, generator=g)
-for value in (*values, sh):
-    value.requires_grad_(True)
-view, K = torch.eye(4)[None], torch.tensor([[[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]])
-image = raster.rasterization(*values, sh, view, K, 64, 48, sh_degree=3)[0]
-image.square().sum().backward()
-print([float(v.grad.double().abs().sum()).hex() for v in (*values, sh)], float(image.double().sum()).hex())
-"""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    first, second = (
-        subprocess.run([sys.executable, "-c", script, turn], env=environment, capture_output=True, text=True)
-        for turn in ("first", "second")
-    )
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert first.stdout == second.stdout
 
 
 def test_warm_up_announces_the_first_compile_only(tmp_path, monkeypatch):
