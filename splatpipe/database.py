@@ -77,6 +77,8 @@ class Database:
             raise RunFolderError(f"{self.path}: not a ledger of splatpipe; choose another run folder with --out.")
         if self._pragma("user_version") > self._schema:
             raise RunFolderError(f"{self.path}: written by a newer splatpipe; update splatpipe to use this run.")
+        if not empty and self._pragma("user_version") < self._schema:
+            raise RunFolderError(f"{self.path}: written by an older splatpipe; choose another run folder with --out.")
         if read_only:
             if empty:
                 raise RunFolderError(f"{self.path}: this ledger is empty; nothing has run here yet.")

@@ -47,16 +47,6 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {"rows": [dataclasses.asdict(row) for row in self.rows]}
 
-    def to_text(self) -> str:
-        """An aligned table, advice below its row."""
-        name, status = (max(len(getattr(row, field)) for row in self.rows) for field in ("name", "status"))
-        lines = []
-        for row in self.rows:
-            lines.append(f"{row.name:{name}}  {row.status:{status}}  {row.detail}")
-            if row.advice:
-                lines.append(f"{'':{name + status + 4}}-> {row.advice}")
-        return "\n".join(lines)
-
 
 def examine(folder: Path | None = None, lichtfeld: str | None = None) -> Report:
     """Look at everything a run may need. Never raises; may take minutes when gsplat compiles for the first time.

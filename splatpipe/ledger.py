@@ -17,7 +17,7 @@ from splatpipe.database import Database
 from splatpipe.failures.classes import FailureClass
 from splatpipe.trainers.base import Attempt, TrainRequest
 
-SCHEMA = 1
+SCHEMA = 2
 
 TABLES = """
 CREATE TABLE runs (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from doubles.lichtfeld_double import install
+from rich.console import Console
 
 from splatpipe.doctor import Report, Row, examine
 from splatpipe.machine import memory_limit, usable_cores
+from splatpipe.tables import doctor_table
 
 NAMES = ["python", "cores", "memory", "disk", "gpu", "torch", "nvcc", "gsplat", "numba", "pycolmap", "lichtfeld"]
 
@@ -42,11 +45,13 @@ def test_it_says_what_python_torch_and_pycolmap_say_of_themselves(report: Report
     assert (report["gsplat"].status == "ok") <= torch.cuda.is_available()
 
 
-def test_the_report_is_json_and_text(report: Report) -> None:
+def test_the_report_is_json_and_a_table(report: Report) -> None:
     rows = json.loads(json.dumps(report.to_json()))["rows"]
     assert [row["name"] for row in rows] == NAMES
     assert set(rows[0]) == {"name", "status", "detail", "advice"}
-    text = report.to_text()
+    console = Console(width=2000, record=True, file=io.StringIO())
+    console.print(doctor_table(report.to_json()))
+    text = console.export_text()
     assert all(row.detail in text for row in report.rows)
 
 

@@ -215,6 +215,10 @@ def test_a_foreign_a_newer_and_a_missing_ledger_are_refused(tmp_path: Path) -> N
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(RunFolderError, match="newer splatpipe"):
         Ledger(newer)
+    with sqlite3.connect(newer) as db:
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(RunFolderError, match="older splatpipe"):
+        Ledger(newer)
     with pytest.raises(RunFolderError, match="no ledger here"):
         Ledger(tmp_path / "missing.sqlite", read_only=True)
     assert not (tmp_path / "missing.sqlite").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def training_size(width: int, height: int, downscale: float = 1.0, max_width: in
     return max(round(width / factor), 1), max(round(height / factor), 1)
 
 
-def scaled_K(K: NDArray[np.floating], original: tuple[int, int], target: tuple[int, int]) -> NDArray[np.float64]:
+def scaled_K(K: NDArray[np.floating], original: Sequence[int], target: Sequence[int]) -> NDArray[np.float64]:
     """(3, 3) intrinsics for an image resized from `original` to `target` (width, height).
 
     Each axis has its own exact ratio, since rounded sizes do not keep the aspect. Pixel coordinates

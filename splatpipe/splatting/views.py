@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatpipe.splatting.images import load_pixels, training_size
+from splatpipe.splatting.images import load_pixels, scaled_K, training_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,8 @@ class Views:
     def resized(self, downscale: float, max_width: int) -> Views:
         """The same views at training size, intrinsics scaled by the exact ratio along each axis."""
         sizes = np.array([training_size(int(w), int(h), downscale, max_width) for w, h in self.sizes], np.int32)
-        Ks = self.Ks.copy()
-        if len(self):
-            ratio = sizes / self.sizes
-            Ks[:, 0] *= ratio[:, 0, None]
-            Ks[:, 1] *= ratio[:, 1, None]
+        rows = zip(self.Ks, self.sizes, sizes, strict=True)
+        Ks = np.array([scaled_K(K, before, after) for K, before, after in rows]).reshape(-1, 3, 3)
         return Views(self.names, self.paths, self.viewmats, Ks, sizes.reshape(-1, 2))
 
 

@@ -227,15 +227,6 @@ def _survivors(attempt: Path, session: int, created: float) -> list[psutil.Proce
     return found
 
 
-def memory_limit() -> int:
-    """Bytes this machine or its control group lets us use."""
-    total = psutil.virtual_memory().total
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int(Path(name).read_text()))
-    return total
-
-
 def kernel_oom_kills() -> int:
     """How often the kernel has killed a process for memory since boot; 0 where it does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):

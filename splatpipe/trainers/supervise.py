@@ -16,9 +16,10 @@ from splatpipe.failures.classes import FailureClass
 from splatpipe.failures.classify import Catalogue, EndedBy, Evidence, classify, default_catalogue, warnings
 from splatpipe.files import write_json
 from splatpipe.layout import AttemptLayout
+from splatpipe.machine import memory_limit
 from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
 from splatpipe.trainers.output import CollapsedSplat, NonFiniteSplat, check_alive, check_splat
-from splatpipe.trainers.process import RECORD, ChildProcess, end_recorded, kernel_oom_kills, memory_limit
+from splatpipe.trainers.process import RECORD, ChildProcess, end_recorded, kernel_oom_kills
 from splatpipe.trainers.progress import Progress
 from splatpipe.trainers.tail import BoundedLog, EventTail, LineMemory, LineSplitter, append_event
 
