@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # as `atomic_path` names them: .NAME.PROCESS.tmp
 
 
 def sync_folder(folder: Path) -> None:
@@ -38,6 +43,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what `atomic_path` could not, anywhere below `folder`: the process that wrote it was killed.
+
+    Files of processes that are alive stay; symbolic links are not followed.
+    """
+    for root, _, names in os.walk(folder):
+        for name in names:
+            match = _TEMPORARY.fullmatch(name)
+            if match and not psutil.pid_exists(int(match[1])):
+                Path(root, name).unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from splatpipe import __version__
 from splatpipe.config import Config
 from splatpipe.errors import EnvironmentProblem, RunFolderError
-from splatpipe.files import read_json, write_json, write_text
+from splatpipe.files import clear_leftovers, read_json, write_json, write_text
 from splatpipe.layout import RunLayout
 from splatpipe.scene.arrays import Scene
 
@@ -33,7 +33,10 @@ LIBRARIES = ("numpy", "scipy", "pycolmap", "torch", "numba", "gsplat")
 
 @contextlib.contextmanager
 def locked(layout: RunLayout) -> Iterator[None]:
-    """Hold the run folder. Raises `RunFolderError` that names the owner when another run holds it."""
+    """Hold the run folder, cleared of what killed runs left half written.
+
+    Raises `RunFolderError` that names the owner when another run holds it.
+    """
     owner_file = layout.root / "run.owner.json"
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
@@ -47,6 +50,7 @@ def locked(layout: RunLayout) -> Iterator[None]:
         raise EnvironmentProblem(f"cannot write to the run folder {layout.root}: {error.strerror or error}") from error
     try:
         write_json(owner_file, {"pid": os.getpid(), "host": platform.node(), "since": _now()})
+        clear_leftovers(layout.root)
         yield
     finally:
         owner_file.unlink(missing_ok=True)
