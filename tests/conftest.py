@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The check of a commit tries the same examples every time; HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile("check", derandomize=True, database=None)
+hypothesis.settings.register_profile("search", database=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "check"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
