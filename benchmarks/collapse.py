@@ -1,6 +1,10 @@
 """How MCMC dies of Gaussians that are seldom seen, and which variant of the training does not.
 
     python benchmarks/collapse.py [--scene DIR] [--width PX] [--steps N] [--shares 0 0.95] [--json FILE]
+                                  [--cells VARIANT:INIT_SCALING:SHARE ...]
+
+With `--json` it may be stopped at any moment and started again: cells that are in the file are not run again, and a
+cell that was cut off goes on from its last checkpoint.
 
 The real training loop on one patch of a real scene. A share of all steps is drawn from decoy cameras: narrow
 views away from the scene that see a handful of grey decoy points and nothing else, so that the scene's Gaussians
@@ -12,11 +16,11 @@ is whether the set of Gaussians dies. A cell is the PSNR of the hold-out views, 
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ import torch
 from PIL import Image
 
 from splatpipe import pipeline
+from splatpipe.files import read_json, write_json
 from splatpipe.layout import PatchLayout, RunLayout
 from splatpipe.patches.dataset import read_dataset
 from splatpipe.splatting import raster
@@ -108,15 +113,37 @@ def _decoy(data: TrainingData, width: int, height: int) -> tuple[np.ndarray, np.
     return viewmat, (camera_space - viewmat[:3, 3]) @ viewmat[:3, :3]
 
 
-def train(patch: Patch, share: float, variant: str, init_scaling: float, settings: TrainSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Cell:
+    """One training: which variant, from which size of Gaussians, with which share of steps that see nothing."""
+
+    variant: str
+    init_scaling: float
+    share: float
+
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """From `visible_only:0.1:0.98`."""
+        variant, scaling, share = text.rsplit(":", 2)
+        if variant not in VARIANTS:
+            raise ValueError(f"no variant {variant!r}")
+        return cls(variant, float(scaling), float(share))
+
+    @property
+    def name(self) -> str:
+        """As a folder."""
+        return f"{self.variant.replace(' ', '').replace('/', '_')}-{self.init_scaling:g}-{self.share:g}"
+
+
+def train(patch: Patch, wanted: Cell, settings: TrainSettings, checkpoints: Path) -> dict[str, Any]:
     """One cell: hold-out PSNR or the step of death, with the relocated shares of every refinement."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        data = with_decoys(patch.data, share, Path(name))
-        settings = replace(settings, **VARIANTS[variant])  # type: ignore[arg-type]
-        job = TrainingJob(settings, init_scaling, "cpu", Path(name) / "checkpoints", CACHE_BYTES)
+        data = with_decoys(patch.data, wanted.share, Path(name))
+        settings = replace(settings, **VARIANTS[wanted.variant])  # type: ignore[arg-type]
+        job = TrainingJob(settings, wanted.init_scaling, "cpu", checkpoints, CACHE_BYTES)
         training = Training(data, job, lambda event, **values: None)
-        cell: dict[str, Any] = {"share": share, "variant": variant, "init_scaling": init_scaling, "dead_at": None}
+        cell: dict[str, Any] = {**asdict(wanted), "steps": settings.iterations, "dead_at": None}
         try:
             params = training.run(lambda: False)
             alive = torch.sigmoid(params["opacities"].detach()) > settings.min_opacity
@@ -159,6 +186,16 @@ def _text(cell: dict[str, Any]) -> str:
     return f"{cell['psnr']:.1f}{alive}"
 
 
+def earlier(path: Path | None, what: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a run that was stopped; those of another scene, size or length are refused."""
+    if path is None or not path.is_file():
+        return []
+    record = read_json(path)
+    if record["what"] != what:
+        raise SystemExit(f"{path} holds cells of {record['what']}, not of {what}; give another file")
+    return list(record["cells"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--scene", type=Path, default=Path(__file__).parents[1] / "examples" / "brighton_beach")
@@ -167,6 +204,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5, 0.8, 0.9, 0.95, 0.98])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--init-scaling", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument("--cells", nargs="+", type=Cell.parse, help="just these, e.g. visible_only:0.1:0.98")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -174,21 +212,26 @@ def main() -> None:
     if given.threads:
         raster.set_threads(given.threads)
     raster.warm_up(print)
-    settings = TrainSettings(iterations=given.steps, scale_schedule=False, checkpoint_every=10**9)
-    cells = []
+    settings = TrainSettings(iterations=given.steps, scale_schedule=False)
+    wanted = given.cells or [
+        Cell(variant, scaling, share)
+        for share in given.shares
+        for variant in given.variants
+        for scaling in given.init_scaling
+    ]
+    what = {"scene": given.scene.resolve().name, "width": given.width, "steps": given.steps}
+    cells = earlier(given.json, what)
+    done = {Cell(cell["variant"], cell["init_scaling"], cell["share"]) for cell in cells}
     with tempfile.TemporaryDirectory() as name:
         patch = load_patch(given.scene, given.width, Path(name))
-        for share in given.shares:
-            for variant in given.variants:
-                for scaling in given.init_scaling:
-                    cells.append(train(patch, share, variant, scaling, settings))
-                    print(
-                        f"share {share:g}, {variant}, {scaling:g}: {_text(cells[-1])} ({cells[-1]['seconds']} s)",
-                        flush=True,
-                    )
-                    if given.json:
-                        record = {"arguments": vars(given), "cells": cells}
-                        given.json.write_text(json.dumps(record, indent=1, default=str))
+        for cell in (one for one in wanted if one not in done):
+            kept = given.json.with_suffix(".checkpoints") / cell.name if given.json else Path(name) / cell.name
+            cells.append(train(patch, cell, settings, kept))
+            shutil.rmtree(kept, ignore_errors=True)
+            print(f"share {cell.share:g}, {cell.variant}, {cell.init_scaling:g}: {_text(cells[-1])} "
+                  f"({cells[-1]['seconds']} s)", flush=True)  # fmt: skip
+            if given.json:
+                write_json(given.json, {"what": what, "cells": cells})
     print(table(cells))
 
 

@@ -21,7 +21,7 @@ from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
-from splatpipe.policy.ladder import RetrySettings
+from splatpipe.policy.remedies import RetrySettings
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import Limits
 

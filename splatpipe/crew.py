@@ -33,6 +33,11 @@ class Crew:
             "(splatpipe doctor), or name the patch with --retrain"
         )
 
+    @property
+    def ignored(self) -> dict[str, frozenset[str]]:
+        """By trainer, the training settings that have no effect on it."""
+        return {one.name: one.ignored for one in (self.first, self.other) if one is not None}
+
     def takeover(self, relative_size: Mapping[str, float]) -> Convert | None:
         """Turns a request of the first trainer into one of the other, with initial Gaussians of the same size.
 

@@ -87,6 +87,8 @@ def _attempt(attempt: Mapping[str, Any], layout: RunLayout, patch_id: str) -> li
     lines = [f"{name}: {_change(attempt)}."]
     if attempt["interruptions"]:
         lines.append(f"  It was interrupted and taken up again {attempt['interruptions']} times.")
+    if attempt["health"].get("resumed_attempt"):
+        lines.append("  It went on from step {resumed_from} of attempt {resumed_attempt}.".format(**attempt["health"]))
     if attempt["state"] == "running":
         return [*lines, "  It is running now, or splatpipe was killed; the next run goes on with it."]
     took = duration(attempt["seconds"] or 0)

@@ -43,11 +43,18 @@ class PlannedPatch:
     rung: FirstRung
     skip_cameras: tuple[str, ...]  # image names that see no Gaussian at that rung
     settings: TrainSettings  # schedule scaled, cap shared out
+    cameras: tuple[str, ...]  # image names, in the order of `stats.visible`
     fixed: bool = False  # the rung is the user's, not ours
 
     @property
     def id(self) -> str:
         return self.patch.id
+
+    @property
+    def visible(self) -> dict[float, dict[str, int]]:
+        """By rung, how many initial Gaussians each camera sees."""
+        rows = zip(self.stats.rungs, self.stats.visible.tolist(), strict=True)
+        return {rung: dict(zip(self.cameras, counts, strict=True)) for rung, counts in rows}
 
     @property
     def disk_bytes(self) -> int:
@@ -164,7 +171,8 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
         patch, stats, checked, _ = one
         floor = None if fixed else checked.floor
         rung = rung_for(choices[patch.id], floor, stats.coverage_scaling, replace(config.init_scaling, fixed=fixed))
-        decided = _decide(one, rung, replace(hyper, max_cap=caps[patch.id]))
+        cameras = tuple(scene.names[i] for i in patch.camera_index)
+        decided = _decide(one, rung, replace(hyper, max_cap=caps[patch.id]), cameras)
         planned.append(replace(decided, fixed=fixed is not None))
     return Plan(scene, cut, tuple(planned), budget)
 
@@ -215,13 +223,13 @@ def trainer_name(config: Config) -> Literal["gsplat", "lichtfeld"]:
     return "lichtfeld" if config.training.trainer == "lichtfeld" else "gsplat"
 
 
-def _decide(measured: Measured, rung: FirstRung, hyper: TrainSettings) -> PlannedPatch:
+def _decide(measured: Measured, rung: FirstRung, hyper: TrainSettings, cameras: tuple[str, ...]) -> PlannedPatch:
     patch, stats, checked, similarity = measured
     skip = checked.blind_at(rung.init_scaling)
     images = len(patch.camera_index) - len(skip)
     many = too_many_intersections(predicted(stats, hyper.max_cap))
     checked = replace(checked, findings=(*checked.findings, *many))
-    return PlannedPatch(patch, stats, checked, similarity, rung, skip, hyper.scaled(images))
+    return PlannedPatch(patch, stats, checked, similarity, rung, skip, hyper.scaled(images), cameras)
 
 
 def _profile(config: Config, folders: tuple[Path, ...]) -> dict[str, Any]:

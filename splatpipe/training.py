@@ -18,7 +18,7 @@ from splatpipe.ledger import Ledger, Outcome
 from splatpipe.machine import usable_cores
 from splatpipe.memory import Memory
 from splatpipe.planning import PlannedPatch
-from splatpipe.policy.ladder import next_request
+from splatpipe.policy.ladder import Resources, next_request
 from splatpipe.progress import RunProgress
 from splatpipe.trainers.base import Attempt, TrainerInfo, TrainRequest
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
@@ -107,7 +107,8 @@ class TrainingStage:
         first, learned = self._first_request(planned, fresh=not history)
         first = replace(first, device=slot.device, threads=slot.threads)
         takeover = self.crew.takeover(planned.stats.relative_size)
-        decision = next_request(first, history, self.retry, takeover)
+        resources = Resources(takeover, self.crew.ignored, planned.visible)
+        decision = next_request(first, history, self.retry, resources)
         if learned:
             decision = replace(decision, reason=learned)
             self.progress.say(f"{planned.id}: {learned}")
@@ -128,7 +129,7 @@ class TrainingStage:
                 return self._trained(attempt)
             if attempt.failure is FailureClass.INTERRUPTED and self.stop.is_set():
                 break
-            decision = next_request(first, self.ledger.history(planned.id), self.retry, takeover)
+            decision = next_request(first, self.ledger.history(planned.id), self.retry, resources)
         if decision.request is not None:
             return self._record(planned.id, Outcome.INTERRUPTED, "stopped; run again to continue")
         return self._record(planned.id, Outcome.FAILED, decision.reason, stop_run=decision.stop_run)

@@ -62,6 +62,15 @@ def test_a_run_on_lichtfeld_climbs_to_the_rung_that_trains(scene: Path, tmp_path
     assert record["stats"]["trainer"] == "lichtfeld"  # visibility was counted with its Gaussians
 
 
+def test_a_collapse_on_lichtfeld_is_never_answered_with_what_it_cannot_do(scene: Path, tmp_path: Path) -> None:
+    rules = [{"do": "collapse", "at": 600, "below_init_scaling": 0.15}]
+    binary = install(tmp_path / "bin", "0.5.2", rules=rules, step_seconds=0.001)
+    settings = ("training.iterations=3000", "training.refine_start=500", f"training.lfs_binary={binary}")
+    assert run(scene, tmp_path / "run", *settings) == 0
+    attempts = patch(tmp_path / "run")["attempts"]
+    assert [(a["remedy"], a["class"]) for a in attempts] == [(None, "mcmc_collapse"), ("next_rung", None)]
+
+
 def test_a_profile_reaches_lichtfeld_whole_and_fixes_the_rung(scene: Path, tmp_path: Path) -> None:
     profiles = scene / "lfs_configs"
     profiles.mkdir(exist_ok=True)

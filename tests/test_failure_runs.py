@@ -88,7 +88,12 @@ CASES = {
     "mcmc_collapse: then softer": Case(
         "mcmc_collapse",
         cured("gsplat_multinomial", "opacities_lr", "<=", 0.02, at=200),
-        ["visible_only", "softer_opacity", "softer_opacity"],
+        ["visible_only", "next_rung", "softer_opacity", "fewer_cameras", "softer_opacity"],
+    ),
+    "mcmc_collapse: fewer cameras": Case(
+        "mcmc_collapse",
+        cured("guard_mcmc_collapse", "skip_cameras", ">=", 3),
+        ["visible_only", "next_rung", "softer_opacity", "fewer_cameras"],
     ),
     "explosion: step down": Case(
         "explosion", cured("guard_explosion", "init_scaling", "<=", 0.25), ["step_down"], overrides=LARGE
@@ -115,7 +120,7 @@ CASES = {
         "host_oom", cured("memory_error", "image_cache_gb", "==", 1), ["smaller_cache"], overrides=[]
     ),
     "host_oom: then a sentence": Case(
-        "host_oom", {"fails": "memory_error"}, ["smaller_cache"], 4, why="host_oom: no remedy is left"
+        "host_oom", {"fails": "memory_error"}, ["smaller_cache", "fewer_cameras"], 4, why="host_oom: no remedy is left"
     ),
     "export_missing: once more": Case("export_missing", once("no_ply"), ["unchanged"]),
     "data_error: no retry": Case("data_error", {"fails": "bad_data", "at": 0}, [], 4, why="Missing required COLMAP"),

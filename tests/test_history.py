@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.policy.history import Likeness, Past, Trial, learned_rung, likeness
-from splatpipe.policy.ladder import EXPLODED, TOO_LARGE
+from splatpipe.policy.remedies import EXPLODED, TOO_LARGE
 
 P7 = Likeness("gsplat", size=1.0, extent_ratio=1.54, visibility=0.2)
 

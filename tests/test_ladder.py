@@ -13,10 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
-from splatpipe.policy.ladder import Decision, RetrySettings, next_request
+from splatpipe.policy.ladder import Decision, Resources, next_request
+from splatpipe.policy.remedies import Remedy, RetrySettings
 from splatpipe.scene.arrays import Similarity
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import Attempt, TrainRequest
+from splatpipe.trainers.lichtfeld import LichtfeldTrainer
 
 RUN = RunLayout(Path("run"))
 FIRST = TrainRequest(
@@ -31,6 +33,7 @@ FIRST = TrainRequest(
     settings=TrainSettings(scale_schedule=False),
 )
 SETTINGS = RetrySettings()
+NOTHING = Resources()
 MEMORY = ["oom_device", "oom_raster", "int_overflow"]
 
 
@@ -40,7 +43,11 @@ def ended(request: TrainRequest, failure: str | None, **health: Any) -> Attempt:
 
 
 def story(
-    *failures: str, settings: RetrySettings = SETTINGS, first: TrainRequest = FIRST, **health: Any
+    *failures: str,
+    settings: RetrySettings = SETTINGS,
+    first: TrainRequest = FIRST,
+    resources: Resources = NOTHING,
+    **health: Any,
 ) -> list[Decision]:
     """The decisions when the attempts fail one after the other like this."""
     history: list[Attempt] = []
@@ -49,7 +56,7 @@ def story(
     for failure in failures:
         assert request is not None, f"gave up before {failure}: {decisions[-1].reason}"
         history.append(ended(request, failure, **health))
-        decisions.append(next_request(first, history, settings))
+        decisions.append(next_request(first, history, settings, resources))
         request = decisions[-1].request
     return decisions
 
@@ -88,21 +95,76 @@ def test_the_other_trainer_comes_last_and_only_where_there_is_one() -> None:
     for value in (0.1, 0.2, 0.3, 0.4):
         request = replace(request, init_scaling=value)
         history.append(ended(request, "launch_config"))
-    decision = next_request(FIRST, history, SETTINGS, lambda r: replace(r, trainer="lichtfeld", init_scaling=0.02))
+    takeover = Resources(lambda r: replace(r, trainer="lichtfeld", init_scaling=0.02))
+    decision = next_request(FIRST, history, SETTINGS, takeover)
     assert decision.remedy == "other_trainer"
     assert decision.request is not None
     assert (decision.request.trainer, decision.request.init_scaling) == ("lichtfeld", 0.02)
 
 
-def test_a_collapse_gets_visible_only_steps_then_softer_opacity() -> None:
-    decisions = story("mcmc_collapse", "mcmc_collapse", "mcmc_collapse", "mcmc_collapse")
-    assert remedies(decisions) == ["visible_only", "softer_opacity", "softer_opacity", "next_rung"]
-    third = decisions[2].request
-    assert third is not None
-    assert third.settings.visible_only
-    assert third.settings.opacities_lr == pytest.approx(0.05 / 4)
-    assert third.settings.opacity_reg == pytest.approx(0.01 / 25)
-    assert third.settings.scale_reg == pytest.approx(0.01 / 25)
+def test_a_collapse_gets_visible_only_steps_then_larger_gaussians_then_softer_opacity() -> None:
+    decisions = story(*["mcmc_collapse"] * 5)
+    assert remedies(decisions) == ["visible_only", "next_rung", "softer_opacity", "softer_opacity", None]
+    assert rungs(decisions) == [0.1, 0.2, 0.2, 0.2, None]
+    fourth = decisions[3].request
+    assert fourth is not None
+    assert fourth.settings.visible_only
+    assert fourth.settings.opacities_lr == pytest.approx(0.05 / 4)
+    assert fourth.settings.opacity_reg == pytest.approx(0.01 / 25)
+    assert fourth.settings.scale_reg == pytest.approx(0.01 / 25)
+
+
+def test_a_remedy_that_the_trainer_does_not_know_is_passed_over() -> None:
+    """LichtFeld Studio cannot leave unseen Gaussians alone: an attempt with visible_only would be the same again."""
+    ignored = {"lichtfeld": LichtfeldTrainer.ignored}
+    assert "visible_only" in ignored["lichtfeld"]
+    first = replace(FIRST, trainer="lichtfeld")
+    assert remedies(story("mcmc_collapse", "mcmc_collapse", first=first, resources=Resources(ignored=ignored))) == [
+        "next_rung",
+        "softer_opacity",
+    ]
+    assert remedies(story("mcmc_collapse", resources=Resources(ignored=ignored))) == ["visible_only"]
+    again = story("killed", first=first, resources=Resources(ignored=ignored))
+    assert remedies(again) == ["unchanged"]  # which changes nothing anyway
+
+
+SEEN = {f"{i:02d}.jpg": 3 + 20 * i for i in range(20)}  # 00 to 02 see fewer than 50 Gaussians
+
+
+def test_fewer_cameras_leaves_out_those_that_see_the_least_says_which_and_keeps_enough() -> None:
+    settings = RetrySettings(mcmc_collapse=(Remedy.FEWER_CAMERAS,) * 4)
+    resources = Resources(visible={0.1: SEEN, 0.2: dict.fromkeys(SEEN, 900)})
+    decisions = story(*["mcmc_collapse"] * 4, settings=settings, resources=resources)
+    skipped = [len(d.request.skip_cameras) for d in decisions if d.request]
+    assert skipped == [4, 8, 10]  # a fifth of those left, rounded up; ten stay, and then there is no remedy left
+    assert decisions[0].request is not None
+    assert decisions[0].request.skip_cameras == ("00.jpg", "01.jpg", "02.jpg", "03.jpg")
+    assert "see the fewest initial Gaussians: 00.jpg (3), 01.jpg (23), 02.jpg (43) and 1 more" in decisions[0].reason
+    assert decisions[-1].request is None
+    weak = replace(settings, weak_camera=150)  # all that are weak go, more than a fifth
+    decision = story("mcmc_collapse", settings=weak, resources=resources)[0]
+    assert decision.request is not None
+    assert decision.request.skip_cameras == tuple(sorted(SEEN)[:8])
+
+
+def test_cameras_that_were_blind_are_not_mistaken_for_those_left_out_for_seeing_little() -> None:
+    settings = RetrySettings(launch_config=(Remedy.DROP_BLIND_CAMERAS, Remedy.FEWER_CAMERAS))
+    resources = Resources(visible={0.1: SEEN})
+    decisions = story(*["launch_config"] * 2, settings=settings, resources=resources, blind_cameras=["07.jpg"])
+    assert remedies(decisions) == ["drop_blind_cameras", "fewer_cameras"]
+    assert decisions[1].request is not None
+    assert decisions[1].request.skip_cameras == ("00.jpg", "01.jpg", "02.jpg", "03.jpg", "07.jpg")
+
+
+def test_what_was_killed_or_hung_goes_on_from_its_checkpoint_and_what_is_changed_does_not() -> None:
+    decisions = story("killed", "hang", "killed")
+    assert [d.request.continues for d in decisions if d.request] == [(1,), (1, 2), ()]
+    assert remedies(decisions)[2] == "smaller_images"
+    assert "from the last checkpoint of attempt 2" in decisions[1].reason
+    request = story("host_oom")[0].request
+    assert request is not None
+    assert request.continues == (1,)  # a smaller image cache trains the same
+    assert [d.request.continues for d in story("illegal_access", "unknown") if d.request] == [(), ()]
 
 
 def test_an_explosion_steps_down_between_the_last_two_rungs() -> None:
@@ -148,7 +210,8 @@ def test_what_may_be_chance_is_tried_once_unchanged_and_then_treated_as_memory(f
     decisions = story(failure, failure, failure)
     assert remedies(decisions) == ["unchanged", "smaller_images", "lower_cap"]
     again = decisions[0].request
-    assert again == replace(FIRST, attempt=2, out=RUN.attempt("p007", 2).root)
+    assert again is not None
+    assert replace(again, continues=()) == replace(FIRST, attempt=2, out=RUN.attempt("p007", 2).root)
 
 
 def test_a_time_limit_is_not_answered_with_the_same_request() -> None:

@@ -22,7 +22,8 @@ import splatpipe
 from splatpipe.errors import EnvironmentProblem, RunFolderError
 from splatpipe.failures.classes import FailureClass
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.policy.ladder import RetrySettings, next_request
+from splatpipe.policy.ladder import next_request
+from splatpipe.policy.remedies import RetrySettings
 from splatpipe.trainers.base import Attempt, TrainRequest
 
 

@@ -17,7 +17,8 @@ from scipy.spatial import cKDTree
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json
-from splatpipe.policy.ladder import RetrySettings, next_request
+from splatpipe.policy.ladder import next_request
+from splatpipe.policy.remedies import RetrySettings
 from splatpipe.scene.colmap import read_model
 from splatpipe.splatting.ply import read_splats
 from splatpipe.trainers.base import Attempt, TrainRequest

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 import splatpipe
 from splatpipe.failures.classes import FailureClass
-from splatpipe.policy.ladder import RetrySettings, next_request
+from splatpipe.policy.ladder import next_request
+from splatpipe.policy.remedies import RetrySettings
 from splatpipe.trainers.base import Attempt, Command, Limits, TrainRequest
 from splatpipe.trainers.output import NonFiniteSplat, check_splat
 from splatpipe.trainers.process import MARKER, RECORD

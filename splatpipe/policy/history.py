@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splatpipe.failures.classes import FailureClass
-from splatpipe.policy.ladder import EXPLODED, TOO_LARGE
+from splatpipe.policy.remedies import EXPLODED, TOO_LARGE
 
 ALIKE = 0.5  # largest `distance` at which two patches are held to be alike
 SHOWN = 3  # outcomes that a choice names

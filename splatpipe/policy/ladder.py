@@ -1,97 +1,25 @@
 """The next attempt, from the failure of the last one. Pure: reads no file and starts nothing.
 
-Each failure class has its own list of remedies (DESIGN.md, Contracts). Which of them were tried is read off
-the requests of the history: a remedy is the difference between two consecutive requests.
+Each failure class has its own list of remedies (DESIGN.md, Contracts). Which of them were tried is read off the
+requests of the history (`policy.tried`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from enum import StrEnum
-from itertools import pairwise
-from typing import Annotated
-
-from annotated_types import Ge, Gt, Lt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
+from splatpipe.policy.remedies import EXPLODED, TOO_LARGE, Remedy, RetrySettings
+from splatpipe.policy.tried import changed, changes, used, used_unchanged
 from splatpipe.trainers.base import Attempt, TrainRequest
 
-Factor = Annotated[float, Gt(0), Lt(1)]
-
-
-class Remedy(StrEnum):
-    """One change of a request, or none."""
-
-    UNCHANGED = "unchanged"  # the same again, in a new process
-    DROP_BLIND_CAMERAS = "drop_blind_cameras"  # leave out the cameras that were seen to see nothing
-    NEXT_RUNG = "next_rung"  # larger init_scaling
-    STEP_DOWN = "step_down"  # init_scaling halfway down to the next smaller value
-    SMALLER_INIT = "smaller_init"  # init_scaling times init_factor
-    VISIBLE_ONLY = "visible_only"  # Adam touches only Gaussians that the camera sees
-    SOFTER_OPACITY = "softer_opacity"  # opacity rate times lr_factor, both regularisers times reg_factor
-    LOWER_MEANS_LR = "lower_means_lr"  # means_lr times lr_factor
-    SMALLER_IMAGES = "smaller_images"  # downscale times image_factor
-    SMALLER_CACHE = "smaller_cache"  # fewer decoded photographs in host memory: half, from `auto` to small_cache_gb
-    LOWER_CAP = "lower_cap"  # max_cap times cap_factor
-    OTHER_TRAINER = "other_trainer"
-
-
-R = Remedy
-OUT_OF_MEMORY = (R.SMALLER_IMAGES, R.LOWER_CAP, R.SMALLER_INIT, R.SMALLER_IMAGES, R.LOWER_CAP)
-DIVERGED = (R.STEP_DOWN, R.LOWER_MEANS_LR, R.STEP_DOWN, R.LOWER_MEANS_LR)
-TOO_LARGE = {FailureClass.OOM_DEVICE, FailureClass.OOM_RASTER, FailureClass.INT_OVERFLOW}
-EXPLODED = {FailureClass.EXPLOSION, FailureClass.NAN_DIVERGENCE}
-Remedies = tuple[Remedy, ...]
-
-
-@dataclass(frozen=True)
-class RetrySettings:
-    """Remedies by failure class, tried in order; a remedy listed twice may be used twice. No remedies: no retry.
-
-    An interruption has no remedy: the same request is resumed. One that comes from outside splatpipe, again and
-    again before training has got further, ends the patch after `max_interruptions` times.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    history: bool = True  # similar patches' outcomes choose the first rung
-    max_attempts: Annotated[int, Ge(1)] = 6  # per patch, interruptions not counted
-    max_seconds: Annotated[float, Ge(0)] = 0.0  # of a patch's attempts together; no other is begun after; 0: no limit
-    max_interruptions: Annotated[int, Ge(1)] = 20
-    rungs: tuple[Annotated[float, Gt(0)], ...] = (0.1, 0.2, 0.3, 0.4)  # of init_scaling; never above the largest
-    image_factor: Annotated[float, Gt(1)] = 2.0
-    max_downscale: Annotated[float, Ge(1)] = 8.0  # images are not made smaller than this
-    cap_factor: Factor = 2 / 3
-    min_cap: Annotated[int, Ge(1)] = 10_000  # the cap is not lowered below this
-    small_cache_gb: Annotated[float, Gt(0)] = 1.0  # image cache after the first lack of host memory
-    init_factor: Factor = 0.5
-    lr_factor: Factor = 0.5
-    reg_factor: Factor = 0.2
-    launch_config: Remedies = (
-        *(R.DROP_BLIND_CAMERAS, R.DROP_BLIND_CAMERAS),
-        *(R.NEXT_RUNG, R.NEXT_RUNG, R.NEXT_RUNG, R.OTHER_TRAINER),
-    )
-    mcmc_collapse: Remedies = (R.VISIBLE_ONLY, R.SOFTER_OPACITY, R.SOFTER_OPACITY, R.NEXT_RUNG)
-    explosion: Remedies = DIVERGED
-    nan_divergence: Remedies = DIVERGED
-    oom_device: Remedies = OUT_OF_MEMORY
-    oom_raster: Remedies = OUT_OF_MEMORY
-    int_overflow: Remedies = OUT_OF_MEMORY
-    illegal_access: Remedies = (R.UNCHANGED, *OUT_OF_MEMORY)
-    hang: Remedies = (R.UNCHANGED, *OUT_OF_MEMORY)
-    killed: Remedies = (R.UNCHANGED, *OUT_OF_MEMORY)
-    host_oom: Remedies = (R.SMALLER_CACHE,)
-    export_missing: Remedies = (R.UNCHANGED,)
-    data_error: Remedies = ()
-    config_error: Remedies = ()
-    unknown: Remedies = (R.UNCHANGED, R.NEXT_RUNG)
-
-    def remedies(self, failure: FailureClass) -> Remedies:
-        """The remedies of a class; none for `environment` and `interrupted`, which are handled apart."""
-        return getattr(self, failure.value, ())
+GOES_ON = {FailureClass.KILLED, FailureClass.HANG, FailureClass.HOST_OOM}  # what was trained until then is sound
+NO_MATTER = {"image_cache_gb"}  # settings that do not change what is trained
+NAMED = 3  # cameras that a reason names
 
 
 @dataclass(frozen=True)
@@ -107,13 +35,27 @@ class Decision:
 Convert = Callable[[TrainRequest], TrainRequest | None]
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What the remedies of one patch can draw on.
+
+    `other_trainer` turns a request into one for the other trainer, init_scaling included, if there is one.
+    """
+
+    other_trainer: Convert | None = None
+    ignored: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by trainer: settings that it does not know
+    visible: Mapping[float, Mapping[str, int]] = field(default_factory=dict)  # rung -> image -> initial Gaussians seen
+
+
 def next_request(
-    request: TrainRequest, history: Sequence[Attempt], settings: RetrySettings, other_trainer: Convert | None = None
+    request: TrainRequest,
+    history: Sequence[Attempt],
+    settings: RetrySettings,
+    resources: Resources = Resources(),
 ) -> Decision:
     """Decide on the next attempt of a patch.
 
     `request` is what the first attempt would be; `history` the patch's attempts so far, oldest first.
-    `other_trainer` turns a request into one for the other trainer, init_scaling included, if there is one.
     """
     if not history:
         return Decision(request, None, "first attempt")
@@ -136,7 +78,7 @@ def next_request(
     if settings.max_seconds and seconds >= settings.max_seconds:
         spent = f"gave up after {seconds:.0f} s of training in {len(tried)} attempts"
         return Decision(None, None, f"{failure}: {spent} ({last.line})")
-    return _remedy(request, history, tried, settings, other_trainer)
+    return _remedy(request, history, tried, settings, resources)
 
 
 def _resume(first: TrainRequest, history: Sequence[Attempt], settings: RetrySettings) -> Decision:
@@ -156,19 +98,21 @@ def _remedy(
     history: Sequence[Attempt],
     tried: Sequence[Attempt],
     settings: RetrySettings,
-    other: Convert | None,
+    resources: Resources,
 ) -> Decision:
     """The first remedy of the class that is neither used up nor without effect here."""
     last = tried[-1]
     assert last.failure is not None
-    used, offered = _used(tried), Counter[Remedy]()
+    spent, offered = used(tried), Counter[Remedy]()
     for remedy in settings.remedies(last.failure):
         offered[remedy] += 1
-        spent = _used_unchanged(tried) if remedy is Remedy.UNCHANGED else used[remedy]
-        changed = _apply(remedy, tried, settings, other) if offered[remedy] > spent else None
-        if changed is not None:
-            number = max(attempt.request.attempt for attempt in history) + 1
-            return Decision(_placed(changed, number, first), remedy, _reason(last, remedy, changed))
+        times = used_unchanged(tried) if remedy is Remedy.UNCHANGED else spent[remedy]
+        request = _apply(remedy, tried, settings, resources) if offered[remedy] > times else None
+        if request is None or _without_effect(last.request, request, resources):
+            continue
+        number = max(attempt.request.attempt for attempt in history) + 1
+        request = replace(_placed(request, number, first), continues=_continued(last, request))
+        return Decision(request, remedy, _reason(last, remedy, request, resources))
     return Decision(None, None, f"{last.failure}: no remedy is left after {len(tried)} attempts ({last.line})")
 
 
@@ -183,13 +127,39 @@ def _placed(request: TrainRequest, number: int, first: TrainRequest) -> TrainReq
     )
 
 
-def _reason(last: Attempt, remedy: Remedy, request: TrainRequest) -> str:
-    what = ", ".join(_changes(last.request, request)) or "nothing changed"
+def _without_effect(before: TrainRequest, after: TrainRequest, resources: Resources) -> bool:
+    """Whether the trainer knows none of what was changed."""
+    names = changed(before, after)
+    return bool(names) and names <= resources.ignored.get(after.trainer, frozenset())
+
+
+def _continued(last: Attempt, request: TrainRequest) -> tuple[int, ...]:
+    """The attempts whose checkpoints `request` may go on from: nothing that decides the result has changed."""
+    if last.failure not in GOES_ON or not changed(last.request, request) <= NO_MATTER:
+        return ()
+    return (*last.request.continues, last.request.attempt)
+
+
+def _reason(last: Attempt, remedy: Remedy, request: TrainRequest, resources: Resources) -> str:
+    what = ", ".join(changes(last.request, request)) or "nothing changed"
+    if remedy is Remedy.FEWER_CAMERAS:
+        what += _fewest(last.request, request, resources)
+    if request.continues:
+        what += f", from the last checkpoint of attempt {request.continues[-1]} if it left one"
     return f"{last.failure} at step {last.last_step} ({last.line}): {remedy}, {what}"
 
 
+def _fewest(before: TrainRequest, after: TrainRequest, resources: Resources) -> str:
+    """Which cameras were left out and why."""
+    counts = _seen(after, resources)
+    gone = sorted(set(after.skip_cameras) - set(before.skip_cameras), key=lambda name: (counts[name], name))
+    named = ", ".join(f"{name} ({counts[name]})" for name in gone[:NAMED])
+    more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+    return f", those that see the fewest initial Gaussians: {named}{more}"
+
+
 def _apply(
-    remedy: Remedy, tried: Sequence[Attempt], settings: RetrySettings, other: Convert | None
+    remedy: Remedy, tried: Sequence[Attempt], settings: RetrySettings, resources: Resources
 ) -> TrainRequest | None:
     """The last request with the remedy applied; None where it would change nothing or must not be used."""
     last = tried[-1]
@@ -206,7 +176,9 @@ def _apply(
         case Remedy.SMALLER_INIT:
             return _with_init(request, request.init_scaling * settings.init_factor)
         case Remedy.OTHER_TRAINER:
-            return other(request) if other else None
+            return resources.other_trainer(request) if resources.other_trainer else None
+        case Remedy.FEWER_CAMERAS:
+            return _with_fewer_cameras(request, settings, resources)
         case Remedy.VISIBLE_ONLY:
             return None if train.visible_only else replace(request, settings=replace(train, visible_only=True))
         case Remedy.SOFTER_OPACITY:
@@ -238,6 +210,24 @@ def _without_blind(tried: Sequence[Attempt]) -> TrainRequest | None:
     return replace(request, skip_cameras=skip) if len(skip) > len(request.skip_cameras) else None
 
 
+def _with_fewer_cameras(request: TrainRequest, settings: RetrySettings, resources: Resources) -> TrainRequest | None:
+    """Without the cameras that teach least: their steps cost every Gaussian the regularisers and a few a lesson."""
+    counts = _seen(request, resources)
+    left = sorted(set(counts) - set(request.skip_cameras), key=lambda name: (counts[name], name))
+    weak = sum(counts[name] < settings.weak_camera for name in left)
+    gone = min(max(weak, math.ceil(settings.camera_share * len(left))), len(left) - settings.min_cameras)
+    if gone <= 0:
+        return None
+    return replace(request, skip_cameras=tuple(sorted({*request.skip_cameras, *left[:gone]})))
+
+
+def _seen(request: TrainRequest, resources: Resources) -> Mapping[str, int]:
+    """Initial Gaussians that each camera sees, at the largest counted rung that is not above the request's."""
+    rungs = sorted(resources.visible)
+    below = [rung for rung in rungs if rung <= request.init_scaling * (1 + 1e-9)]
+    return resources.visible[below[-1] if below else rungs[0]] if rungs else {}
+
+
 def _next_rung(tried: Sequence[Attempt], settings: RetrySettings) -> float | None:
     """The next larger rung, below everything that exploded; nothing that ran out of memory gets larger."""
     current = tried[-1].request.init_scaling
@@ -260,57 +250,3 @@ def _step_down(tried: Sequence[Attempt], settings: RetrySettings) -> float:
     values = [*settings.rungs, *(attempt.request.init_scaling for attempt in _of_last_trainer(tried))]
     below = max((value for value in values if value < current * (1 - 1e-9)), default=0.0)
     return round((current + below) / 2, 6)
-
-
-def _changes(before: TrainRequest, after: TrainRequest) -> list[str]:
-    """What differs between two requests, `name before -> after`; where and on what it runs does not count."""
-    names = ("trainer", "init_scaling")
-    found = [_change(name, getattr(before, name), getattr(after, name)) for name in names]
-    for item in fields(before.settings):
-        found.append(_change(item.name, getattr(before.settings, item.name), getattr(after.settings, item.name)))
-    found.append(_change("skip_cameras", len(before.skip_cameras), len(after.skip_cameras)))
-    return [change for change in found if change]
-
-
-def _change(name: str, before: object, after: object) -> str:
-    def text(value: object) -> str:
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-    return "" if before == after else f"{name} {text(before)} -> {text(after)}"
-
-
-SIGNS = {
-    Remedy.DROP_BLIND_CAMERAS: "skip_cameras",
-    Remedy.VISIBLE_ONLY: "visible_only",
-    Remedy.SOFTER_OPACITY: "opacities_lr",
-    Remedy.LOWER_MEANS_LR: "means_lr",
-    Remedy.SMALLER_IMAGES: "downscale",
-    Remedy.SMALLER_CACHE: "image_cache_gb",
-    Remedy.LOWER_CAP: "max_cap",
-    Remedy.OTHER_TRAINER: "trainer",
-}
-
-
-def _used(tried: Sequence[Attempt]) -> Counter[Remedy]:
-    """How often each remedy was used, read off the differences of consecutive requests."""
-    used: Counter[Remedy] = Counter()
-    for before, after in pairwise(tried):
-        changed = {change.partition(" ")[0] for change in _changes(before.request, after.request)}
-        used.update(remedy for remedy, sign in SIGNS.items() if sign in changed)
-        if "init_scaling" in changed and "trainer" not in changed:
-            used[_init_remedy(before, after)] += 1
-    return used
-
-
-def _init_remedy(before: Attempt, after: Attempt) -> Remedy:
-    if after.request.init_scaling > before.request.init_scaling:
-        return Remedy.NEXT_RUNG
-    return Remedy.STEP_DOWN if before.failure in EXPLODED else Remedy.SMALLER_INIT
-
-
-def _used_unchanged(tried: Sequence[Attempt]) -> int:
-    """How often this class of failure was answered with the same request."""
-    return sum(
-        before.failure is tried[-1].failure and not _changes(before.request, after.request)
-        for before, after in pairwise(tried)
-    )

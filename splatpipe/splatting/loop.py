@@ -71,10 +71,11 @@ class TrainingJob:
     device: str
     checkpoints: Path
     cache_bytes: int
+    earlier: tuple[Path, ...] = ()  # checkpoints of earlier attempts at the same job, the latest first
 
     def key(self, data: TrainingData) -> str:
         """Identifies the job and its data; a checkpoint of another one is never continued."""
-        settings = asdict(self.settings) | {"checkpoint_every": 0}
+        settings = asdict(self.settings) | {"checkpoint_every": 0, "image_cache_gb": 0}
         facts = [settings, self.init_scaling, data.views.names, len(data.points)]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(data.points).tobytes())
@@ -162,6 +163,7 @@ class Training:
             seed=self.settings.seed,
             device=self.device,
         )
+        self.resumed_folder: Path | None = None  # of the checkpoint that it goes on from
         self.resumed_from = self._resume()
 
     def run(self, should_stop: Callable[[], bool]) -> Params:
@@ -202,7 +204,11 @@ class Training:
 
     def _resume(self) -> int | None:
         """Set up the optimiser, and continue from the latest checkpoint if there is one; the step it was made at."""
-        found = checkpoints.load_latest(self.job.checkpoints, self.key, self.device)
+        found = None
+        for folder in (self.job.checkpoints, *self.job.earlier):
+            if found := checkpoints.load_latest(folder, self.key, self.device):
+                self.resumed_folder = folder
+                break
         if found:
             self.step, self.health = found.step, Health(**found.health)
             self.params.update(found.params)

@@ -40,7 +40,8 @@ class TrainRequest:
     similarity: Similarity  # scene to training coordinates; splat.ply is written in scene coordinates
     init_scaling: float  # in the trainer's own meaning (trainers.md, A8)
     settings: TrainSettings  # schedule already scaled, cap already shared out
-    skip_cameras: tuple[str, ...] = ()  # image names left out of this attempt (blind cameras)
+    skip_cameras: tuple[str, ...] = ()  # image names left out of this attempt (blind or weak cameras)
+    continues: tuple[int, ...] = ()  # earlier attempts of the same training, whose checkpoints may be gone on from
     threads: int = 0  # CPU threads; 0: all
     limits: Limits = field(default_factory=Limits)
     health: HealthSettings = field(default_factory=HealthSettings)
@@ -52,6 +53,11 @@ class TrainRequest:
     @property
     def files(self) -> AttemptLayout:
         return AttemptLayout(self.out)
+
+    @property
+    def continued(self) -> tuple[AttemptLayout, ...]:
+        """The files of the attempts that this one may go on from, the latest first."""
+        return tuple(AttemptLayout(self.out.with_name(f"{n:02d}")) for n in reversed(self.continues))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `from_json` gives the equal request back."""
@@ -67,6 +73,7 @@ class TrainRequest:
         values["similarity"] = Similarity(similarity["scale"], tuple(similarity["translation"]))
         values["settings"] = TrainSettings(**values["settings"])
         values["skip_cameras"] = tuple(values["skip_cameras"])
+        values["continues"] = tuple(values.get("continues", ()))
         values["limits"] = Limits(**values["limits"])
         values["health"] = HealthSettings(**values.get("health", {}))
         return cls(**values)
@@ -122,6 +129,7 @@ class Trainer(Protocol):
     """A way to run one attempt. The supervisor starts and owns the process; a Trainer only describes it."""
 
     name: str
+    ignored: frozenset[str]  # the TrainSettings that have no effect on it
 
     def probe(self) -> TrainerInfo:
         """Find out, once, whether this trainer can run here."""

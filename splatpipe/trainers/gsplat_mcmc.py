@@ -19,6 +19,7 @@ class GsplatTrainer:
     """Trains through `splatpipe.trainers.gsplat_child`."""
 
     name = "gsplat"
+    ignored: frozenset[str] = frozenset()
 
     def probe(self) -> TrainerInfo:
         """CPU training is always there; CUDA training when torch sees a GPU and gsplat is installed."""

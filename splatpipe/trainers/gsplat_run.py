@@ -40,6 +40,7 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
         device=request.device,
         checkpoints=request.files.checkpoints,
         cache_bytes=_cache_bytes(request),
+        earlier=tuple(files.checkpoints for files in request.continued),
     )
     training = Training(data, job, report)
     report(
@@ -50,6 +51,7 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
         gaussians=len(training.params["means"]),
         scene_scale=training.scene_scale,
         resumed_from=training.resumed_from,
+        resumed_attempt=_resumed_attempt(training, request),
     )
     watch = _watch(training, request, report)
     params = training.run(should_stop)
@@ -65,11 +67,18 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
     report("done", step=training.step, gaussians=written, seconds=seconds, health=health)
 
 
+def _resumed_attempt(training: Training, request: TrainRequest) -> int | None:
+    """The earlier attempt that this one goes on from; None when it begins anew or goes on with itself."""
+    folders = {files.checkpoints: int(files.root.name) for files in request.continued}
+    return folders.get(training.resumed_folder) if training.resumed_folder else None
+
+
 def _watch(training: Training, request: TrainRequest, report: Report) -> HealthWatch | None:
     """Have the training watched, unless the settings say no; what was seen before an interruption counts on."""
     if not request.health.every:
         return None
-    earlier = read_events(request.files.events) if training.resumed_from else []
+    logs = [files.events for files in (*reversed(request.continued), request.files)] if training.resumed_from else []
+    earlier = [event for log in logs for event in read_events(log)]
     watch = training.observer = HealthWatch(request.health, report, earlier, training.step)
     return watch
 

@@ -16,7 +16,7 @@ from splatpipe.splatting.images import training_size
 from splatpipe.splatting.ply import SplatFileError
 from splatpipe.trainers.base import CollectProblem, Command, TrainerInfo, TrainRequest
 from splatpipe.trainers.devices import visible_devices
-from splatpipe.trainers.lichtfeld_config import complete, read_profile
+from splatpipe.trainers.lichtfeld_config import IGNORED, complete, read_profile
 from splatpipe.trainers.lichtfeld_dataset import facts, read_patch, stage
 from splatpipe.trainers.lichtfeld_flags import Plan, arguments, width_limit
 from splatpipe.trainers.lichtfeld_log import Event, Expected, LogReader
@@ -30,6 +30,7 @@ class LichtfeldTrainer:
     """Trains with the LichtFeld Studio binary, whatever its version."""
 
     name = "lichtfeld"
+    ignored = IGNORED
 
     def __init__(self, binary: Path | None = None, profile: Path | None = None, cache: Path | None = None) -> None:
         """`binary`: None looks at $LICHTFELD_BIN and PATH. `profile`: a JSON file under lfs_configs/, checked here.

@@ -38,6 +38,9 @@ FIELDS = {
     "init_opacity": "init_opacity",
     "max_cap": "max_cap",
 }
+# Settings that reach LFS by its command line or its data set; whatever else is not above has no effect on it.
+BY_FLAG = frozenset({"downscale", "max_width", "image_cache_gb"})
+IGNORED = frozenset(f.name for f in dataclasses.fields(TrainSettings)) - frozenset(FIELDS.values()) - BY_FLAG
 # Keys that some build needs and that splatpipe has no setting for.
 CONSTANTS: dict[str, Any] = {
     "grad_threshold": 0.0002,

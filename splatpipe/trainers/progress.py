@@ -32,7 +32,7 @@ class Progress:
         match event["event"]:
             case "start":
                 self.start = event
-                self._keep(event, "images", "points", "scene_scale", "resumed_from")
+                self._keep(event, "images", "points", "scene_scale", "resumed_from", "resumed_attempt")
             case "step":
                 self.stepped = True
                 self._keep(event, "loss", "alive", "steps_per_s", "total")

@@ -79,6 +79,7 @@ class TrainerDouble:
 
     def __init__(self, behaviours: Mapping[str, Mapping[str, Any]] | None = None, name: str = "gsplat") -> None:
         self.name = name
+        self.ignored: frozenset[str] = frozenset()
         given = json.loads(os.environ.get(VARIABLE, "{}")) if behaviours is None else behaviours
         self._behaviours = json.dumps({patch: dict(behaviour) for patch, behaviour in given.items()})
 
