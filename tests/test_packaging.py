@@ -44,7 +44,7 @@ def test_every_promised_dependency_is_pinned_to_one_version_within_its_range(
     project: dict[str, Any], pins: dict[str, str]
 ) -> None:
     extras = project["optional-dependencies"]
-    for requirement in map(Requirement, project["dependencies"] + extras["test"] + extras["cuda"]):
+    for requirement in map(Requirement, project["dependencies"] + extras["test"] + extras["cuda"] + extras["view"]):
         pin = pins[canonicalize_name(requirement.name)]
         assert re.fullmatch(r"==[\w.]+", pin), requirement.name
         assert requirement.specifier.contains(pin[2:]), f"{requirement} was tested with {pin}"
@@ -56,7 +56,8 @@ def test_the_tests_run_with_the_pinned_versions(pins: dict[str, str]) -> None:
 
 
 def test_everything_imported_is_a_declared_dependency(repository: Path, project: dict[str, Any]) -> None:
-    required = project["dependencies"] + project["optional-dependencies"]["cuda"]
+    extras = project["optional-dependencies"]
+    required = project["dependencies"] + extras["cuda"] + extras["view"]
     declared = {canonicalize_name(Requirement(line).name) for line in required}
     imported = set()
     for path in (repository / "splatpipe").rglob("*.py"):
