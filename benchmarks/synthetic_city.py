@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.scene.arrays import Intrinsics
-from splatpipe.scene.binary import write_binary
 from splatpipe.scene.model import Model
+from splatpipe.scene.writing import write_binary
 
 WIDTH, HEIGHT, FOCAL = 1000, 750, 900.0
 ALTITUDE = 80.0  # metres above ground

@@ -1,4 +1,4 @@
-"""COLMAP's binary model files, read and written as whole arrays.
+"""COLMAP's binary model files, read as whole arrays; `writing` writes them.
 
 pycolmap gives one Python object per observation, which takes minutes for the tens of millions of a large
 scene; these files are a few struct layouts (COLMAP documentation, "Output Format"), and every count in them
@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.compiled import fast, in_parts
 from splatpipe.errors import SceneError
-from splatpipe.files import atomic_path
 from splatpipe.scene.arrays import Intrinsics
-from splatpipe.scene.model import Model, camera_models, rows_of_ids
-from splatpipe.scene.tracks import group
-
-NO_POINT = -1  # stored as 2^64 - 1
-OBSERVATION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])
-POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
-TRACK_ELEMENT = np.dtype([("image", "<u4"), ("index", "<u4")])
-FEW = 20_000  # records below which compiled code is not worth loading
-CHUNK = 1 << 17  # points gathered at once; bounds the temporary index arrays
+from splatpipe.scene.model import Model, camera_models
+from splatpipe.scene.writing import POINT_BYTES, VIEW_BYTES
 
 
 class _Cursor:
@@ -118,141 +110,107 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
 
 def read_images(path: Path) -> tuple[Any, ...]:
     """The image and observation columns of `Model`."""
-    heads, names, views = [], [], []
+    heads, names, starts, lengths = [], [], [], []
     with _open(path) as cursor:
         for _ in range(cursor.count(73, "images")):
             heads.append(cursor.take("<I7dI"))
             names.append(cursor.text())
             (n,) = cursor.take("<Q")
-            cursor.need(n * OBSERVATION.itemsize)
-            view = np.frombuffer(cursor.data, OBSERVATION, n, cursor.at)
-            views.append(view[view["point"] != NO_POINT])  # a copy, so that the mapping can be closed
-            del view
-            cursor.at += n * OBSERVATION.itemsize
+            cursor.need(n * VIEW_BYTES)
+            starts.append(cursor.at)
+            lengths.append(n)
+            cursor.at += n * VIEW_BYTES
         cursor.finish()
+        data = np.frombuffer(cursor.data, np.uint8)
+        with np.errstate(over="ignore"):
+            rows, seen, xy = _views(data, np.array(starts, np.int64), np.array(lengths, np.int64))
+        del data  # so that the mapping can be closed
     table = np.array(heads, np.float64).reshape(-1, 9)
-    observations = np.concatenate(views) if views else np.empty(0, OBSERVATION)
-    rows = np.repeat(np.arange(len(views), dtype=np.int32), [len(view) for view in views])
-    with np.errstate(over="ignore"):
-        xy = np.stack([observations["x"], observations["y"]], axis=1).astype(np.float32)
     ids, camera_ids = table[:, 0].astype(np.int64), table[:, 8].astype(np.int64)
-    return ids, tuple(names), camera_ids, table[:, 1:5], table[:, 5:8], rows, observations["point"].copy(), xy
+    return ids, tuple(names), camera_ids, table[:, 1:5], table[:, 5:8], rows, seen, xy
+
+
+def _views(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    """Image row, point id and pixel of all observations that have a point; the records of an image are at `starts`."""
+    found = np.empty(len(starts), np.int64)
+    count = fast(_count_views, int(lengths.sum()))
+    in_parts(lambda i, j: count(data, starts[i:j], lengths[i:j], found[i:j]), lengths)
+    rows = np.repeat(np.arange(len(starts), dtype=np.int32), found)
+    ends, seen, xy = np.cumsum(found), np.empty(len(rows), np.int64), np.empty((len(rows), 2), np.float32)
+    fill = fast(_fill_views, int(lengths.sum()))
+    in_parts(lambda i, j: fill(data, starts[i:j], lengths[i:j], ends[i:j] - found[i:j], seen, xy), lengths)
+    return rows, seen, xy
+
+
+def _count_views(data, starts, lengths, found):  # type: ignore[no-untyped-def]
+    """How many observations of each image have a point. Compiled for large files."""
+    for i in range(len(starts)):
+        n = 0
+        for k in range(lengths[i]):
+            at = starts[i] + 24 * k + 16
+            for byte in range(7, -1, -1):  # the highest is not 255 wherever there is a point
+                if data[at + byte] != 255:
+                    n += 1
+                    break
+        found[i] = n
+
+
+def _fill_views(data, starts, lengths, first, seen, xy):  # type: ignore[no-untyped-def]
+    """Point ids and pixels of the observations that have a point. Compiled for large files."""
+    record = np.empty(24, np.uint8)
+    numbers, ids = record.view(np.float64), record.view(np.int64)
+    for i in range(len(starts)):
+        place = first[i]
+        for k in range(lengths[i]):
+            at = starts[i] + 24 * k
+            for byte in range(24):
+                record[byte] = data[at + byte]
+            if ids[2] != -1:
+                seen[place] = ids[2]
+                xy[place, 0] = numbers[0]
+                xy[place, 1] = numbers[1]
+                place += 1
 
 
 def read_points(path: Path) -> tuple[Any, ...]:
     """The point columns of `Model`. Tracks are skipped: the images hold the same facts, with pixels."""
     with _open(path) as cursor:
-        n = cursor.count(POINT.itemsize, "points")
-        starts = _record_starts(cursor, n)
+        n = cursor.count(POINT_BYTES, "points")
+        ids, xyz = np.empty(n, np.int64), np.empty((n, 3))
+        rgb, errors = np.empty((n, 3), np.uint8), np.empty(n)
         data = np.frombuffer(cursor.data, np.uint8)
-        table = np.empty(n, POINT)
-        within = np.arange(POINT.itemsize)
-        for first in range(0, n, CHUNK):
-            rows = starts[first : first + CHUNK, None] + within
-            table[first : first + CHUNK] = data[rows].view(POINT)[:, 0]
-        del data
-    order = np.argsort(table["id"], kind="stable")
-    table = table[order]
-    ids = table["id"].astype(np.int64)
-    return ids, np.ascontiguousarray(table["xyz"]), np.ascontiguousarray(table["rgb"]), table["error"].copy()
+        found, end = fast(_walk, n)(data, cursor.at, ids, xyz, rgb, errors)
+        del data  # so that the mapping can be closed
+        if found < n:
+            raise SceneError(
+                f"{path} is truncated or damaged: it announces {n:,} points, but its {cursor.size:,} bytes end "
+                f"inside point number {found + 1:,}; copy the file again or export the model again"
+            )
+        cursor.at = int(end)
+        cursor.finish()
+    if (np.diff(ids) < 0).any():
+        order = np.argsort(ids, kind="stable")
+        return ids[order], xyz[order], rgb[order], errors[order]
+    return ids, xyz, rgb, errors
 
 
-def _record_starts(cursor: _Cursor, n: int) -> NDArray[np.int64]:
-    """(n,) byte offsets of the points; each record's length stands in the record itself."""
-    starts = np.empty(n, np.int64)
-    data = np.frombuffer(cursor.data, np.uint8)
-    walk = _walk_kernel() if n > FEW else _walk
-    found, end = walk(data, cursor.at, starts, POINT.itemsize, TRACK_ELEMENT.itemsize)
-    del data  # so that the mapping can be closed
-    if found < n:
-        raise SceneError(
-            f"{cursor.path} is truncated or damaged: it announces {n:,} points, but its {cursor.size:,} bytes end "
-            f"inside point number {found + 1:,}; copy the file again or export the model again"
-        )
-    cursor.at = int(end)
-    cursor.finish()
-    return starts
-
-
-def _walk(data, at, starts, head, element):  # type: ignore[no-untyped-def]
+def _walk(data, at, ids, xyz, rgb, errors):  # type: ignore[no-untyped-def]
     """From record to record; how many were whole, and where the last of these ends. Compiled for large files."""
-    size = len(data)
-    for i in range(len(starts)):
-        if at + head > size:
+    record = np.empty(48, np.uint8)  # id, position, error, track length: all but the colour
+    whole, numbers, size = record.view(np.int64), record.view(np.float64), len(data)
+    for i in range(len(ids)):
+        if at + 51 > size:
             return i, at
-        length = 0
-        for byte in range(7):
-            length += int(data[at + head - 8 + byte]) << (8 * byte)
-        if data[at + head - 1] or length > size:  # no track is that long
+        for byte in range(32):
+            record[byte] = data[at + byte]
+        for byte in range(16):
+            record[32 + byte] = data[at + 35 + byte]
+        length = whole[5]
+        if length < 0 or length > size or at + 51 + 8 * length > size:
             return i, at
-        end = at + head + element * length
-        if end > size:
-            return i, at
-        starts[i], at = at, end
-    return len(starts), at
-
-
-@cache
-def _walk_kernel() -> Any:
-    """`_walk` as machine code, kept beside the source or in the user's cache where one of the two is writable."""
-    import numba
-
-    try:
-        return numba.njit(nogil=True, cache=True)(_walk)
-    except RuntimeError:  # numba found no folder to keep it in
-        return numba.njit(nogil=True)(_walk)
-
-
-def write_binary(folder: Path, model: Model) -> None:
-    """Write the three files into `folder`. Observations keep their order, their indices count from 0 per image."""
-    folder.mkdir(parents=True, exist_ok=True)
-    counts = np.bincount(model.obs_images, minlength=len(model.names))
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    with atomic_path(folder / "cameras.bin") as path:
-        path.write_bytes(_cameras_bytes(list(model.cameras.values())))
-    with atomic_path(folder / "images.bin") as path:
-        path.write_bytes(_images_bytes(model, starts))
-    with atomic_path(folder / "points3D.bin") as path, path.open("wb") as handle:
-        handle.writelines(_points_chunks(model, starts))
-
-
-def _cameras_bytes(cameras: Sequence[Intrinsics]) -> bytes:
-    numbers = {name: number for number, (name, _) in camera_models().items()}
-    rows = [
-        struct.pack(f"<IiQQ{len(c.params)}d", c.id, numbers[c.model], c.width, c.height, *c.params) for c in cameras
-    ]
-    return struct.pack("<Q", len(rows)) + b"".join(rows)
-
-
-def _images_bytes(model: Model, starts: NDArray[np.int64]) -> bytes:
-    table = np.empty(len(model.obs_points), OBSERVATION)
-    table["x"], table["y"], table["point"] = model.obs_xy[:, 0], model.obs_xy[:, 1], model.obs_points
-    parts = [struct.pack("<Q", len(model.names))]
-    for i, name in enumerate(model.names):
-        pose = (*model.quats[i].tolist(), *model.translations[i].tolist())
-        parts.append(struct.pack("<I7dI", int(model.image_ids[i]), *pose, int(model.camera_ids[i])))
-        parts.append(name.encode("utf-8", "surrogateescape") + b"\0")
-        parts.append(struct.pack("<Q", int(starts[i + 1] - starts[i])))
-        parts.append(table[starts[i] : starts[i + 1]].tobytes())
-    return b"".join(parts)
-
-
-def _points_chunks(model: Model, starts: NDArray[np.int64]) -> Iterator[memoryview]:
-    """points3D.bin piece by piece. Records of one track length have one layout, so they are written together."""
-    rows = rows_of_ids(model.point_ids, model.obs_points)
-    order, offsets = group(rows, len(model.point_ids))
-    lengths = np.diff(offsets)
-    elements = np.empty(len(order), TRACK_ELEMENT)
-    elements["image"] = model.image_ids[model.obs_images[order]]
-    elements["index"] = (np.arange(len(order)) - starts[model.obs_images])[order]
-    yield memoryview(struct.pack("<Q", len(lengths)))
-    for length in np.unique(lengths):
-        alike = np.flatnonzero(lengths == length)
-        for first in range(0, len(alike), CHUNK):
-            some = alike[first : first + CHUNK]
-            records = np.empty(len(some), [*POINT.descr, ("track", TRACK_ELEMENT, (int(length),))])
-            records["id"], records["xyz"] = model.point_ids[some], model.points[some]
-            records["rgb"] = model.colors[some]
-            records["error"], records["length"] = model.errors[some], length
-            records["track"] = elements[offsets[some][:, None] + np.arange(length)]
-            yield records.view(np.uint8).data if len(records) else memoryview(b"")
+        ids[i], errors[i] = whole[0], numbers[4]
+        for axis in range(3):
+            xyz[i, axis] = numbers[1 + axis]
+            rgb[i, axis] = data[at + 32 + axis]
+        at += 51 + 8 * length
+    return len(ids), at

@@ -10,16 +10,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.compiled import fast, in_parts
 from splatpipe.errors import SceneError
 from splatpipe.files import atomic_folder
 from splatpipe.scene import photographs
 from splatpipe.scene.arrays import Intrinsics, Scene, Similarity
-from splatpipe.scene.binary import read_binary, write_binary
+from splatpipe.scene.binary import read_binary
 from splatpipe.scene.findings import Finding
 from splatpipe.scene.intrinsics import pinhole_matrix, rescaled
 from splatpipe.scene.model import Model, rows_of_ids
 from splatpipe.scene.text import read_text
-from splatpipe.scene.tracks import group, observations_of
+from splatpipe.scene.tracks import group, kept_tracks
+from splatpipe.scene.writing import Tracks, write_tracks
 
 MODEL_FILES = ("cameras", "images", "points3D")
 MODEL_PLACES = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".")
@@ -104,7 +106,7 @@ def _check_model(model: Model, folder: Path) -> None:
             f"{folder}: the pose of image {name} is not a rotation and a finite position "
             f"({int(broken.sum())} of {len(model.names)} images); export the model again or remove the image"
         )
-    if (np.diff(np.sort(model.point_ids)) == 0).any():  # several times faster than np.unique on ids in order
+    if (np.diff(model.point_ids) == 0).any():  # they are in order
         raise SceneError(f"{folder}: two points have the same id; export the model again")
 
 
@@ -146,46 +148,80 @@ def assemble(model: Model, model_dir: Path, image_dir: Path) -> tuple[Scene, lis
     """The `Scene` of a checked model: cameras by name, points by id, tracks as CSR, broken points left out."""
     from scipy.spatial.transform import Rotation
 
-    model = _take_images(model, np.array(sorted(range(len(model.names)), key=lambda i: model.names[i]), np.int64))
-    ids = np.unique(model.camera_ids)
+    by_name = np.array(sorted(range(len(model.names)), key=lambda i: model.names[i]), np.int64)
+    names, camera_ids = tuple(model.names[i] for i in by_name), model.camera_ids[by_name]
+    ids = np.unique(camera_ids)
     intrinsics = tuple(model.cameras[int(i)] for i in ids)
-    index = np.searchsorted(ids, model.camera_ids).astype(np.int32)
-    viewmats = np.tile(np.eye(4), (len(model.names), 1, 1))
-    viewmats[:, :3, :3] = Rotation.from_quat(model.quats, scalar_first=True).as_matrix()
-    viewmats[:, :3, 3] = model.translations
+    index = np.searchsorted(ids, camera_ids).astype(np.int32)
+    viewmats = np.tile(np.eye(4), (len(names), 1, 1))
+    viewmats[:, :3, :3] = Rotation.from_quat(model.quats[by_name], scalar_first=True).as_matrix()
+    viewmats[:, :3, 3] = model.translations[by_name]
+    total = len(model.points)
     finite = np.asarray(np.isfinite(model.points).all(axis=1))
-    point_ids = model.point_ids[finite]
-    offsets, cameras, xy, dangling = _tracks(model, point_ids)
+    if not finite.all():
+        columns = ("point_ids", "points", "colors", "errors")
+        model = replace(model, **{name: getattr(model, name)[finite] for name in columns})
+    tracks, dangling = _tracks(model, by_name)
     scene = Scene(
         model_dir=model_dir,
         image_dir=image_dir,
         intrinsics=intrinsics,
-        image_ids=model.image_ids,
-        names=model.names,
+        image_ids=model.image_ids[by_name],
+        names=names,
         intrinsics_index=index,
         viewmats=viewmats,
         Ks=np.stack([pinhole_matrix(one) for one in intrinsics])[index],
         sizes=np.array([(one.width, one.height) for one in intrinsics], np.int32)[index],
-        point_ids=point_ids,
-        points=model.points[finite],
-        colors=model.colors[finite],
-        errors=model.errors[finite],
-        track_offsets=offsets,
-        track_cameras=cameras,
-        track_xy=xy,
+        point_ids=model.point_ids,
+        points=model.points,
+        colors=model.colors,
+        errors=model.errors,
+        track_offsets=tracks.offsets,
+        track_cameras=tracks.images,
+        track_xy=tracks.xy,
     )
-    return scene, _point_findings(int((~finite).sum()), dangling, len(model.points))
+    return scene, _point_findings(int((~finite).sum()), dangling, total)
 
 
-def _tracks(
-    model: Model, point_ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], int]:
-    """CSR tracks of the points `point_ids` (sorted), and how many observations name another point."""
-    rows = rows_of_ids(point_ids, model.obs_points)
-    known = np.flatnonzero(rows >= 0)
-    order, offsets = group(rows[known], len(point_ids))
-    order = known[order]
-    return offsets, model.obs_images[order], model.obs_xy[order], len(rows) - len(known)
+def _tracks(model: Model, by_name: NDArray[np.int64]) -> tuple[Tracks, int]:
+    """Tracks in the points' order, cameras numbered by name; and how many observations name an unknown point."""
+    rows = rows_of_ids(model.point_ids, model.obs_points)
+    counts = np.zeros(len(model.point_ids), np.int64)
+    dangling = fast(_count_rows, len(rows))(rows, counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    images, xy = np.empty(offsets[-1], np.int32), np.empty((offsets[-1], 2), np.float32)
+    starts = np.searchsorted(model.obs_images, np.arange(len(model.names) + 1, dtype=np.int32))
+    place, free = fast(_place_tracks, len(rows)), offsets[:-1].copy()
+
+    def fill(first: int, last: int) -> None:
+        place(rows, model.obs_xy, starts, by_name, first, last, free, images, xy)
+
+    in_parts(fill, counts)
+    return Tracks(offsets, images, xy), int(dangling)
+
+
+def _count_rows(rows, counts):  # type: ignore[no-untyped-def]
+    """Count each row; how many are none. Compiled for large models."""
+    none = 0
+    for i in range(len(rows)):
+        if rows[i] < 0:
+            none += 1
+        else:
+            counts[rows[i]] += 1
+    return none
+
+
+def _place_tracks(rows, obs_xy, starts, by_name, first, last, free, images, xy):  # type: ignore[no-untyped-def]
+    """Fill the tracks of the points from `first` to `last` with all cameras in turn. Compiled for large models."""
+    for camera in range(len(by_name)):
+        image = by_name[camera]
+        for k in range(starts[image], starts[image + 1]):
+            row = rows[k]
+            if first <= row < last:
+                at = free[row]
+                images[at] = camera
+                xy[at, 0], xy[at, 1] = obs_xy[k, 0], obs_xy[k, 1]
+                free[row] = at + 1
 
 
 def _point_findings(broken: int, dangling: int, total: int) -> list[Finding]:
@@ -207,55 +243,48 @@ def write_model(
     points: NDArray[np.integer],
     folder: Path,
     similarity: Similarity | None = None,
+    intrinsics: Mapping[int, Intrinsics] | None = None,
 ) -> None:
     """Write the cameras and points at the given indices as a binary COLMAP model into `folder`, whole or not at all.
 
-    Intrinsics are the PINHOLE part of the scene's; coordinates are the similarity's training coordinates; tracks
-    are restricted to the subset; image, camera and point ids stay.
+    Coordinates are the similarity's training coordinates; tracks are restricted to the subset; image, camera and
+    point ids stay. `intrinsics` by COLMAP id; by default the PINHOLE part of the scene's.
     """
-    used = np.unique(scene.intrinsics_index[cameras])
-    first = {int(i): int(np.argmax(scene.intrinsics_index == i)) for i in used}
-    intrinsics = {}
-    for i, camera in first.items():
-        K, one = scene.Ks[camera], scene.intrinsics[i]
-        params = (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))
-        intrinsics[one.id] = replace(one, model="PINHOLE", params=params)
-    with atomic_folder(folder) as temporary:
-        write_binary(temporary, subset(scene, cameras, points, intrinsics, similarity))
-
-
-def subset(
-    scene: Scene,
-    cameras: NDArray[np.integer],
-    points: NDArray[np.integer],
-    intrinsics: Mapping[int, Intrinsics],
-    similarity: Similarity | None = None,
-) -> Model:
-    """The cameras and points at the given indices as model tables."""
     from scipy.spatial.transform import Rotation
 
     cameras, points = np.asarray(cameras, np.int64), np.sort(np.asarray(points, np.int64))
     row = np.full(scene.n_cameras, -1, np.int32)
     row[cameras] = np.arange(len(cameras), dtype=np.int32)
-    seen = observations_of(scene, points)
-    kept = np.flatnonzero(row[seen.cameras] >= 0)
-    kept = kept[group(row[seen.cameras[kept]], len(cameras))[0]]
     viewmats, xyz = scene.viewmats[cameras], scene.points[points]
     if similarity is not None:
         viewmats, xyz = similarity.apply_viewmats(viewmats), similarity.apply(xyz)
-    rotations = Rotation.from_matrix(viewmats[:, :3, :3])
-    return Model(
-        cameras=dict(intrinsics),
+    tracks = Tracks(*kept_tracks(scene, points, row))
+    none = np.empty(0, np.int32)
+    model = Model(
+        cameras=dict(_pinholes(scene, cameras) if intrinsics is None else intrinsics),
         image_ids=scene.image_ids[cameras],
         names=tuple(scene.names[i] for i in cameras),
         camera_ids=np.array([scene.intrinsics[i].id for i in scene.intrinsics_index[cameras]], np.int64),
-        quats=rotations.as_quat(scalar_first=True),
+        quats=Rotation.from_matrix(viewmats[:, :3, :3]).as_quat(scalar_first=True),
         translations=viewmats[:, :3, 3],
-        obs_images=row[seen.cameras[kept]],
-        obs_points=scene.point_ids[points[seen.rows[kept]]],
-        obs_xy=seen.xy[kept],
+        obs_images=none,
+        obs_points=none.astype(np.int64),
+        obs_xy=np.empty((0, 2), np.float32),
         point_ids=scene.point_ids[points],
         points=xyz,
         colors=scene.colors[points],
         errors=scene.errors[points],
     )
+    with atomic_folder(folder) as temporary:
+        write_tracks(temporary, model, tracks)
+
+
+def _pinholes(scene: Scene, cameras: NDArray[np.int64]) -> dict[int, Intrinsics]:
+    """The PINHOLE part of the intrinsics that some cameras use."""
+    used, first = np.unique(scene.intrinsics_index[cameras], return_index=True)
+    found = {}
+    for i, camera in zip(used, cameras[first], strict=True):
+        K, one = scene.Ks[camera], scene.intrinsics[i]
+        params = (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))
+        found[one.id] = replace(one, model="PINHOLE", params=params)
+    return found

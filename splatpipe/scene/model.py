@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.compiled import fast, in_parts
 from splatpipe.scene.arrays import Intrinsics
 from splatpipe.scene.library import load_pycolmap
 
@@ -45,15 +46,25 @@ def camera_models() -> dict[int, tuple[str, int]]:
     return found
 
 
-def rows_of_ids(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_of_ids(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:
     """(len(wanted),) the row of each wanted id in the ascending `ids`, -1 where it is not there."""
-    if not len(ids):
-        return np.full(len(wanted), -1, np.int64)
-    first, span = ids[0], int(ids[-1]) - int(ids[0]) + 1
-    if span > DENSE * len(ids):
-        rows = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-        return np.where(ids[rows] == wanted, rows, -1)
-    table = np.full(span + 1, -1, np.int64)  # a look-up is several times faster than a search
-    table[ids - first] = np.arange(len(ids))
-    inside = (wanted >= first) & (wanted <= ids[-1])
-    return table[np.where(inside, wanted - first, span)]
+    rows = np.full(len(wanted), -1, np.int32)
+    if not len(ids) or not len(wanted):
+        return rows
+    first, span = int(ids[0]), int(ids[-1]) - int(ids[0]) + 1
+    if span <= DENSE * len(ids):
+        table = np.full(span, -1, np.int32)  # a look-up is several times faster than a search
+        table[ids - first] = np.arange(len(ids), dtype=np.int32)
+        look_up = fast(_look_up, len(wanted))
+        in_parts(lambda i, j: look_up(table, first, wanted[i:j], rows[i:j]), len(wanted))
+        return rows
+    found = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[found] == wanted, found, -1).astype(np.int32)
+
+
+def _look_up(table, first, wanted, rows):  # type: ignore[no-untyped-def]
+    """Compiled for many ids."""
+    for i in range(len(wanted)):
+        at = wanted[i] - first
+        if 0 <= at < len(table):
+            rows[i] = table[at]

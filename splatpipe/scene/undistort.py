@@ -18,8 +18,7 @@ from splatpipe.errors import EnvironmentProblem, SceneError
 from splatpipe.files import atomic_folder, read_json, write_json
 from splatpipe.scene import photographs
 from splatpipe.scene.arrays import Scene
-from splatpipe.scene.binary import write_binary
-from splatpipe.scene.colmap import assemble, read_model, subset
+from splatpipe.scene.colmap import assemble, read_model, write_model
 from splatpipe.scene.intrinsics import PINHOLE_MODELS
 from splatpipe.scene.library import load_pycolmap
 
@@ -88,7 +87,7 @@ def _fill(scene: Scene, folder: Path) -> None:
     """Write `images/` and `sparse/` into `folder` through pycolmap."""
     source, made = folder / "source", folder / "made"
     everything = np.arange(scene.n_cameras), np.arange(scene.n_points)
-    write_binary(source, subset(scene, *everything, {one.id: one for one in scene.intrinsics}))
+    write_model(scene, *everything, source, intrinsics={one.id: one for one in scene.intrinsics})
     _run_pycolmap(made, source, scene.image_dir)
     absent = photographs.missing_images(made / "images", scene.names)
     if absent.any():

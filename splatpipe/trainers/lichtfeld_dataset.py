@@ -10,8 +10,9 @@ import numpy as np
 
 from splatpipe.errors import SceneError
 from splatpipe.layout import PatchLayout
-from splatpipe.scene.binary import read_binary, write_binary
+from splatpipe.scene.binary import read_binary
 from splatpipe.scene.model import Model
+from splatpipe.scene.writing import write_binary
 
 BYTES_PER_PIXEL = 3
 
