@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splatpipe.config import Config, find_profile
-from splatpipe.errors import EnvironmentProblem
+from splatpipe.errors import ConfigError, EnvironmentProblem
 from splatpipe.planning import trainer_name
 from splatpipe.policy.ladder import Convert
 from splatpipe.trainers.base import Trainer, TrainerInfo, TrainRequest
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 from splatpipe.trainers.lichtfeld import LichtfeldTrainer
+from splatpipe.trainers.lichtfeld_options import unavailable
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,24 @@ class Crew:
 def choose_crew(config: Config, profile_folders: tuple[Path, ...]) -> Crew:
     """From `training.trainer`, `lfs_binary` and `lfs_config`.
 
-    Raises `EnvironmentProblem` when the trainer that was asked for cannot run here, `ConfigError` for a bad profile.
+    Raises `EnvironmentProblem` when the trainer that was asked for cannot run here, `ConfigError` for a bad profile
+    and for an option that it does not have; where the other one does not have it, it does not take over.
     """
     given = config.training
     profile = find_profile(given.lfs_config, profile_folders) if given.lfs_config else None
     lichtfeld = LichtfeldTrainer(Path(given.lfs_binary) if given.lfs_binary else None, profile)
     gsplat = GsplatTrainer()
     own, theirs = gsplat.probe(), lichtfeld.probe()
+    lacking = unavailable(given.options(), theirs.capabilities)  # of the options that the user asks for
     if trainer_name(config) == "lichtfeld":
         if not theirs.available:
             raise EnvironmentProblem(theirs.detail)
+        if lacking:
+            raise ConfigError(
+                f"training.{lacking[0]}: {theirs.version} has no such option; "
+                "leave it out, or use training.trainer: gsplat"
+            )
         same_device = "cuda" in own.capabilities or "cuda" not in theirs.capabilities
         return Crew(lichtfeld, theirs, gsplat if same_device else None)
-    takes_over = theirs.available and "cuda" in theirs.capabilities and given.device != "cpu"
+    takes_over = theirs.available and "cuda" in theirs.capabilities and given.device != "cpu" and not lacking
     return Crew(gsplat, own, lichtfeld if takes_over else None)

@@ -15,8 +15,9 @@ from scenes import synthetic_scene, write_scene
 from splatpipe import pipeline
 from splatpipe.config import load_config
 from splatpipe.crew import Crew, choose_crew
-from splatpipe.errors import EnvironmentProblem
+from splatpipe.errors import ConfigError, EnvironmentProblem
 from splatpipe.planning import make_plan
+from splatpipe.trainers.lichtfeld_options import option_arguments
 
 SETTINGS = ["training.iterations=700", "training.max_cap=700", "training.device=cpu", "training.trainer=lichtfeld"]
 RULES = [
@@ -110,6 +111,19 @@ def test_where_nobody_can_take_over_nobody_does(tmp_path: Path) -> None:
     assert (crew.first.name, crew.other) == ("gsplat", None)
     asked = choose_crew(load_config(None, [*SETTINGS, f"training.lfs_binary={binary}"]), ())
     assert asked.first.name == "lichtfeld"
+
+
+def test_an_option_that_the_build_does_not_have_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    old, new = install(tmp_path / "old", "0.5.2"), install(tmp_path / "new", "master")
+    for binary, option in ((old, "random_background=true"), (new, "clip_gradients=3"), (new, "views_per_step=2")):
+        wanted = load_config(None, [*SETTINGS, f"training.lfs_binary={binary}", f"training.{option}"])
+        with pytest.raises(
+            ConfigError, match=rf"^training\.{option.split('=')[0]}: LichtFeld Studio .* no such option"
+        ):
+            choose_crew(wanted, ())
+    wanted = load_config(None, [*SETTINGS, f"training.lfs_binary={new}", "training.random_background=true"])
+    flags = choose_crew(wanted, ()).info.capabilities
+    assert option_arguments(wanted.training.options(), flags) == ("--bg-mode", "random")
 
 
 def test_a_trainer_that_has_gone_since_the_attempt_began_is_named() -> None:

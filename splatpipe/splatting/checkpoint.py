@@ -9,7 +9,7 @@ import contextlib
 import errno
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Checkpoint:
     params: dict[str, torch.Tensor]
     adam: dict[str, Any]
     health: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)  # state of options by name; of those in use only
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 
 from splatpipe.splatting import checkpoint as checkpoints
 from splatpipe.splatting.adam import Adam
+from splatpipe.splatting.clipping import GradientClip
 from splatpipe.splatting.guards import COLLAPSE_SHARE, EXPLOSION_SHARE, FLUNG_FACTOR, MAX_INTERSECTIONS
 from splatpipe.splatting.loss import photometric_loss
 from splatpipe.splatting.mcmc import refine
 from splatpipe.splatting.model import Params, initial_params
 from splatpipe.splatting.noise import add_noise_
 from splatpipe.splatting.raster import rasterization
-from splatpipe.splatting.settings import TrainSettings
+from splatpipe.splatting.settings import OPTIONS, TrainSettings
 from splatpipe.splatting.views import View, ViewLoader, Views
 
 Report = Callable[..., None]
@@ -76,6 +78,7 @@ class TrainingJob:
     def key(self, data: TrainingData) -> str:
         """Identifies the job and its data; a checkpoint of another one is never continued."""
         settings = asdict(self.settings) | {"checkpoint_every": 0, "image_cache_gb": 0}
+        settings = {k: v for k, v in settings.items() if k not in OPTIONS} | self.settings.options()
         facts = [settings, self.init_scaling, data.views.names, len(data.points)]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(data.points).tobytes())
@@ -90,11 +93,15 @@ class Health:
     relocated_shares: list[float] = field(default_factory=list)
     loss: float | None = None
     flung_share: float = 0.0
+    clipped: dict[str, int] = field(default_factory=dict)  # parameter group -> steps its gradient was clipped
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one step saw, before it moved anything: image (H, W, 3), visible (N,) bool, Gaussian-tile pairs."""
+    """What one step saw, before it moved anything: image (H, W, 3), visible (N,) bool, Gaussian-tile pairs.
+
+    Of several views in one step: the last one's image, what any of them saw, and the most pairs.
+    """
 
     view: View
     image: torch.Tensor
@@ -119,9 +126,12 @@ def scene_scale(views: Views) -> float:
 
 
 def render(
-    params: Params, view: View, *, sh_degree: int
+    params: Params, view: View, *, sh_degree: int, background: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
-    """Image (H, W, 3), rasteriser's meta, and the activated scales and opacities it was made from."""
+    """Image (H, W, 3), rasteriser's meta, and the activated scales and opacities it was made from.
+
+    `background` (3,) is the colour behind the Gaussians; black when None.
+    """
     scales, opacities = torch.exp(params["scales"]), torch.sigmoid(params["opacities"])
     images, _, meta = rasterization(
         params["means"],
@@ -134,6 +144,7 @@ def render(
         view.width,
         view.height,
         sh_degree=sh_degree,
+        backgrounds=None if background is None else background[None],
     )
     return images[0], meta, scales, opacities
 
@@ -148,6 +159,7 @@ class Training:
         self.key = job.key(data)
         self.step = 0
         self.health = Health()
+        self._clip = GradientClip(self.settings.clip_gradients)
         self._blind_in_a_row = 0
         self.scene_scale = scene_scale(data.views)
         center = np.median(data.points, axis=0)
@@ -179,10 +191,11 @@ class Training:
                 if should_stop():
                     self.save()
                     raise Stopped(self.step)
-                index = self._camera(self.step)
-                if self.step + 1 < self.settings.iterations:
-                    loader.prefetch(self._camera(self.step + 1))
-                seen = self._train_step(loader.get(index))
+                cameras = self._cameras(self.step)
+                ahead = self._cameras(self.step + 1) if self.step + 1 < self.settings.iterations else []
+                for index in cameras[1:] + ahead:
+                    loader.prefetch(index)
+                seen = self._train_step([loader.get(index) for index in cameras])
                 self.step += 1
                 if self.observer and seen:
                     self.observer.after_step(self, seen)
@@ -196,8 +209,9 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
+        options = {"clip_gradients": self._clip.state_dict()} if self.settings.clip_gradients else {}
         state = checkpoints.Checkpoint(
-            self.step, self.key, dict(self.params), self.optimizer.state_dict(), asdict(self.health)
+            self.step, self.key, dict(self.params), self.optimizer.state_dict(), asdict(self.health), options
         )
         path = checkpoints.save(self.job.checkpoints, state)
         self.report("checkpoint", step=self.step, path=path.name)
@@ -212,7 +226,8 @@ class Training:
         if found:
             self.step, self.health = found.step, Health(**found.health)
             self.params.update(found.params)
-        self.optimizer = Adam(self.params, self._learning_rates())
+            self._clip.load_state_dict(found.options.get("clip_gradients", {}))
+        self.optimizer = Adam(self.params, self._learning_rates(), _betas(self.settings.views_per_step))
         if found:
             self.optimizer.load_state_dict(found.adam)
         return found.step if found else None
@@ -220,7 +235,7 @@ class Training:
     def _learning_rates(self) -> dict[str, float]:
         s = self.settings
         decay = s.means_lr_final ** (self.step / s.iterations)
-        return {
+        rates = {
             "means": s.means_lr * self.scene_scale * decay,
             "scales": s.scales_lr,
             "quats": s.quats_lr,
@@ -228,11 +243,18 @@ class Training:
             "sh0": s.sh0_lr,
             "shN": s.shN_lr,
         }
+        # Gradients of several views average out noise, so that longer steps are safe: by the root, as gsplat does.
+        factor = math.sqrt(s.views_per_step) * min(1.0, (self.step + 1) / max(s.warmup_steps, 1))
+        return {name: rate * factor for name, rate in rates.items()}
 
-    def _camera(self, step: int) -> int:
-        """Cameras come in a new random order each epoch, a function of (seed, epoch) only."""
-        epoch, place = divmod(step, len(self.data.views))
-        return int(np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.data.views))[place])
+    def _cameras(self, step: int) -> list[int]:
+        """Cameras of a step. They come in a new random order each epoch, a function of (seed, epoch) only."""
+        count, cameras = self.settings.views_per_step, []
+        for draw in range(count * step, count * (step + 1)):
+            epoch, place = divmod(draw, len(self.data.views))
+            order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.data.views))
+            cameras.append(int(order[place]))
+        return cameras
 
     def sh_degree(self, step: int) -> int:
         """Of the colour that is trained in the step after `step`."""
@@ -246,28 +268,29 @@ class Training:
         """Of all Gaussians, those that have left the scene."""
         return float((self.distances() > FLUNG_FACTOR * self.radius).float().mean())
 
-    def _train_step(self, view: View) -> Seen | None:
-        """One step; None when the camera sees no Gaussian."""
+    def _train_step(self, views: Sequence[View]) -> Seen | None:
+        """One step over `views`; None when none of their cameras sees a Gaussian."""
         s = self.settings
         for value in self.params.values():
             value.requires_grad_(True)
             value.grad = None
         degree = self.sh_degree(self.step)
-        image, meta, scales, opacities = self._render(view, degree)
-        visible = (meta["radii"][0] > 0).all(-1)
-        if not bool(visible.any()):
-            self._skip_blind(view.name)
+        seen: Seen | None = None
+        losses = []
+        for place, view in enumerate(views):
+            found = self._backward(view, degree, place)
+            if found is not None:
+                losses.append(found[0])
+                seen = found[1] if seen is None else _together(seen, found[1])
+        if seen is None:
             return None
-        self._blind_in_a_row = 0
-        loss = photometric_loss(image, view.image, s.ssim_lambda)
-        loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
-        self.health.loss = float(loss.detach())
-        if not np.isfinite(self.health.loss):
-            raise TrainingFailure("nan_divergence", f"the loss is {self.health.loss} (camera {view.name})", self.step)
-        loss.backward()
+        self.health.loss = sum(losses) / len(losses)
+        if s.clip_gradients:
+            for name in self._clip(self.params):
+                self.health.clipped[name] = self.health.clipped.get(name, 0) + 1
         with torch.no_grad():
             self.optimizer.lrs.update(self._learning_rates())
-            self.optimizer.step(visible if s.visible_only else None, active={"shN": (degree + 1) ** 2 - 1})
+            self.optimizer.step(seen.visible if s.visible_only else None, active={"shN": (degree + 1) ** 2 - 1})
             add_noise_(
                 self.params["means"],
                 self.params["quats"],
@@ -277,11 +300,37 @@ class Training:
                 seed=s.seed,
                 step=self.step,
             )
-        return Seen(view, image.detach(), visible, meta["n_isects"])
+        return seen
 
-    def _render(self, view: View, degree: int) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
+    def _backward(self, view: View, degree: int, place: int) -> tuple[float, Seen] | None:
+        """Add the gradients of one view, the `place`-th of the step: its loss, and what it saw; None when blind."""
+        s = self.settings
+        image, meta, scales, opacities = self._render(view, degree, self._background(place))
+        visible = (meta["radii"][0] > 0).all(-1)
+        if not bool(visible.any()):
+            self._skip_blind(view.name)
+            return None
+        self._blind_in_a_row = 0
+        loss = photometric_loss(image, view.image, s.ssim_lambda)
+        loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise TrainingFailure("nan_divergence", f"the loss is {value} (camera {view.name})", self.step)
+        (loss / s.views_per_step).backward()  # type: ignore[no-untyped-call]
+        return value, Seen(view, image.detach(), visible, meta["n_isects"])
+
+    def _background(self, place: int) -> torch.Tensor | None:
+        """The colour behind the Gaussians, a function of (seed, step, place); None for black."""
+        if not self.settings.random_background:
+            return None
+        rng = np.random.default_rng((self.settings.seed, self.step, place, 1))
+        return torch.tensor(rng.random(3), dtype=torch.float32, device=self.device)
+
+    def _render(
+        self, view: View, degree: int, background: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
         try:
-            rendered = render(self.params, view, sh_degree=degree)
+            rendered = render(self.params, view, sh_degree=degree, background=background)
         except MemoryError as error:
             raise TrainingFailure("oom_raster", f"camera {view.name}: {error}", self.step) from error
         count = rendered[1]["n_isects"]
@@ -364,6 +413,15 @@ class Training:
             alive=count - self._dead(),
             steps_per_s=round(clock.rate(self.step), 2),
         )
+
+
+def _betas(views: int) -> tuple[float, float]:
+    """Adam's memory in views rather than in steps: the same for any number of views in one step (as gsplat)."""
+    return 1 - views * (1 - 0.9), 1 - views * (1 - 0.999)
+
+
+def _together(a: Seen, b: Seen) -> Seen:
+    return Seen(b.view, b.image, a.visible | b.visible, max(a.intersections, b.intersections))
 
 
 class _Clock:

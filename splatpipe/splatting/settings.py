@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -42,6 +42,10 @@ class TrainSettings:
     min_opacity: Annotated[float, Gt(0), Lt(1)] = 0.005
     noise_lr: Annotated[float, Ge(0)] = 5e5
     visible_only: bool = False  # Adam touches only the Gaussians that the step's camera sees
+    views_per_step: Annotated[int, Ge(1), Le(10)] = 1  # photographs whose gradients one step averages
+    warmup_steps: Annotated[int, Ge(0)] = 0  # in which all learning rates rise linearly
+    clip_gradients: Annotated[float, Ge(0)] = 0.0  # times a parameter group's running mean gradient norm; 0: no limit
+    random_background: bool = False  # a new colour behind the Gaussians in every step
     checkpoint_every: Annotated[int, Ge(1)] = 1_000
     image_cache_gb: Annotated[float, Ge(0)] = 0.0  # decoded photographs kept in memory; 0: half of what is free
     seed: Annotated[int, Ge(0)] = 42
@@ -49,5 +53,19 @@ class TrainSettings:
     def scaled(self, images: int) -> TrainSettings:
         """The same schedule for `images` training images: every step number times k = max(images / 300, 1)."""
         k = max(images / 300, 1.0) if self.scale_schedule else 1.0
-        steps = ("iterations", "sh_degree_interval", "refine_start", "refine_stop", "refine_every", "checkpoint_every")
-        return replace(self, scale_schedule=False, **{name: round(getattr(self, name) * k) for name in steps})
+        return replace(self, scale_schedule=False, **{name: round(getattr(self, name) * k) for name in STEPS})
+
+    def options(self) -> dict[str, Any]:
+        """The options in use, by name; the others change nothing, not even what a checkpoint belongs to."""
+        default = TrainSettings()
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+# Settings that are step numbers, which the schedule stretches.
+STEPS = (
+    *("iterations", "sh_degree_interval", "refine_start", "refine_stop", "refine_every"),
+    *("warmup_steps", "checkpoint_every"),
+)
+# What a training can do beyond gsplat's preset, each off by default. See docs/training.md.
+OPTIONS = ("views_per_step", "warmup_steps", "clip_gradients", "random_background")

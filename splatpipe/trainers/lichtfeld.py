@@ -20,6 +20,7 @@ from splatpipe.trainers.lichtfeld_config import IGNORED, complete, read_profile
 from splatpipe.trainers.lichtfeld_dataset import facts, read_patch, stage
 from splatpipe.trainers.lichtfeld_flags import Plan, arguments, width_limit
 from splatpipe.trainers.lichtfeld_log import Event, Expected, LogReader
+from splatpipe.trainers.lichtfeld_options import option_arguments
 from splatpipe.trainers.lichtfeld_probe import Binary, ask, find_binary
 from splatpipe.trainers.lichtfeld_result import aim_of, check_count, convert, find_result
 
@@ -76,7 +77,8 @@ class LichtfeldTrainer:
             spare_memory=0 < settings.image_cache_gb * GIB < measured.decoded_bytes,
             tile_mode=int(config.get("tile_mode", 1)),
         )
-        argv = (str(binary.path), *arguments(plan, binary.flags))
+        options = option_arguments(settings.options(), binary.flags)
+        argv = (str(binary.path), *arguments(plan, binary.flags), *options)
         on_gpu = request.device.startswith("cuda")  # else it was not chosen by us: LFS trains on nothing but a GPU
         env = visible_devices(request.device, os.environ) if on_gpu else dict(os.environ)
         # Some builds ignored --output-path and wrote into the working folder (LFS #1900): make them one.
