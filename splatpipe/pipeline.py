@@ -18,6 +18,7 @@ from splatpipe.budget import disk_finding
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
+from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
@@ -88,6 +89,7 @@ def run(
     Raises a `SplatpipeError` for what the user can cause, `Interrupted` when `stop` was set.
     """
     config = options.config
+    check_sinks(config.health.sinks)
     crew = Crew(trainer, trainer.probe(), other) if trainer else choose_crew(config, options.profile_folders)
     slots = slots_for(config, crew.info)
     with _prepared(options) as (plan, ledger):

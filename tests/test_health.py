@@ -66,6 +66,8 @@ ILL = {
     "plateau": series(count=50, loss=[0.1] * 30),
     "slow_drift": series(count=60, loss=[0.6 - 0.005 * i for i in range(60)]),
     "unseen": series(seen_share=[0.2]),
+    "scene_scale": replace(series(), scene_scale=2009.0),
+    "blind": replace(series(), blind=("view_0003.jpg",)),
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
 Share = Annotated[float, Ge(0), Le(1)]
+Length = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class HealthSettings:
     opacity_low: Share = 0.05  # mean opacity
     flung_warn: Share = 0.1  # of the Gaussians far outside the scene
     sigma_warn: Annotated[float, Gt(0)] = 0.5  # 99 % quantile of the largest sigma, in scene radii
+    scene_scale: tuple[Length, Length] = (0.05, 100.0)  # of the cameras about their middle, training units
     loss_rise: Annotated[float, Gt(1)] = 3.0  # median loss over the lowest median loss before
     dormant_share: Share = 0.8  # of the visible Gaussians without gradient in a group or SH band,
     dormant_gradient: Annotated[float, Ge(0)] = 1e-6  # while the norm of the group's gradient is below this
@@ -31,3 +33,8 @@ class HealthSettings:
     progress: Share = 0.1  # the loss must have fallen by this share by then
     plateau: Share = 0.005  # the loss fell by less than this over the last `patience` samples
     unseen_note: Share = 0.5  # of the Gaussians seen by no camera since the last refinement
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()  # where signals go beside events.jsonl and the ledger
+
+    def __post_init__(self) -> None:
+        for name in ("scene_scale", "sinks"):  # lists, when they come from a request's JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))

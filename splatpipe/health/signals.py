@@ -30,16 +30,20 @@ class Signals:
 
     def __init__(self) -> None:
         self._losses: list[float] = []
+        self._blind = 0
         self._seen: torch.Tensor | None = None
         self._refinements = -1
         self._psnr: float | None = None
         self._measured = False  # the fixed view's PSNR, in this interval
         self._mark: tuple[int, float] | None = None
 
-    def step(self, training: Training, seen: Seen) -> None:
-        """Take in one step; costs one pass over a mask."""
+    def step(self, training: Training, seen: Seen | None) -> None:
+        """Take in one step, blind ones too; costs one pass over a mask."""
         if self._mark is None:
             self._mark = training.step - 1, time.monotonic()
+        if seen is None:
+            self._blind += 1
+            return
         self._losses.append(training.health.loss or math.nan)
         refinements = len(training.health.relocated_shares)
         if self._seen is None or refinements != self._refinements:
@@ -60,6 +64,7 @@ class Signals:
         gradients, quiet = _gradients(training, seen.visible[rows], rows)
         assert self._seen is not None and self._mark is not None  # `step` was called for this step
         now, (step, began) = time.monotonic(), self._mark
+        shares = training.health.relocated_shares
         result = Sample(
             step=training.step,
             loss=_finite(median(self._losses)),
@@ -67,6 +72,7 @@ class Signals:
             gaussians=len(opacities),
             alive_share=_share(opacities > floor),
             seen_share=_share(self._seen),
+            relocated_share=shares[-1] if shares else None,
             opacity_mean=round(float(opacities.mean()), 5),
             floor_share=_share(opacities < 2 * floor),
             sigmas=_sigmas(params["scales"], rows, training.radius),
@@ -74,12 +80,13 @@ class Signals:
             flung_share=round(training.flung_share(), 4),
             gradients=gradients,
             quiet=quiet,
-            updates={name: _update_ratio(name, training.optimizer, rows) for name in params},
+            updates=_updates(training, rows),
             intersections=seen.intersections,
+            blind_share=round(self._blind / (self._blind + len(self._losses)), 4),
             steps_per_s=round((training.step - step) / max(now - began, 1e-9), 2),
             memory_bytes=_memory(training.device),
         )
-        self._losses, self._mark, self._measured = [], (training.step, now), False
+        self._losses, self._blind, self._mark, self._measured = [], 0, (training.step, now), False
         return result
 
 
@@ -116,23 +123,35 @@ def _gradients(
 def _groups(training: Training, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of `rows`; the SH coefficients one band at a time, as far as they are trained already."""
     found = {name: training.params[name].grad for name in (*GROUPS, "shN")}
-    groups = {name: found[name][rows] for name in GROUPS if found[name] is not None}  # type: ignore[index]
-    rest = found["shN"]
+    return _by_band({name: grad[rows] for name, grad in found.items() if grad is not None}, training)
+
+
+def _by_band(groups: dict[str, torch.Tensor], training: Training) -> dict[str, torch.Tensor]:
+    """The same groups with `shN` cut into `sh1`, `sh2` ...: those bands that the last step trained."""
+    cut = {name: groups[name] for name in GROUPS if name in groups}
     for band in range(1, training.sh_degree(training.step - 1) + 1):
-        if rest is not None:
-            groups[f"sh{band}"] = rest[rows, band**2 - 1 : (band + 1) ** 2 - 1]
-    return groups
+        if "shN" in groups:
+            cut[f"sh{band}"] = groups["shN"][:, band**2 - 1 : (band + 1) ** 2 - 1]
+    return cut
 
 
-def _update_ratio(name: str, optimizer: Adam, rows: torch.Tensor) -> float | None:
+def _updates(training: Training, rows: torch.Tensor) -> dict[str, float | None]:
     """Norm of Adam's present step over that of the parameters, over `rows` (Kingma & Ba 2015, algorithm 1)."""
+    params = {name: value.detach()[rows] for name, value in training.params.items() if value.numel()}
+    moves = {name: _move(name, training.optimizer, rows) for name in params}
+    values, steps = _by_band(params, training), _by_band(moves, training)
+    return {
+        name: _finite(float(steps[name].norm()) / max(float(value.norm()), _FLOAT32_STEPS))
+        for name, value in values.items()
+    }
+
+
+def _move(name: str, optimizer: Adam, rows: torch.Tensor) -> torch.Tensor:
+    """Adam's present step of `rows`, up to its sign."""
     state, (beta1, beta2) = optimizer.state[name], optimizer.betas
-    if optimizer.params[name][0].numel() == 0:
-        return None
     mean = state["exp_avg"][rows] / (1 - beta1**optimizer.steps)
     square = state["exp_avg_sq"][rows] / (1 - beta2**optimizer.steps)
-    update = optimizer.lrs[name] * mean / (square.sqrt() + optimizer.eps)
-    return _finite(float(update.norm()) / max(float(optimizer.params[name][rows].norm()), _FLOAT32_STEPS))
+    return optimizer.lrs[name] * mean / (square.sqrt() + optimizer.eps)
 
 
 def _memory(device: torch.device) -> int:

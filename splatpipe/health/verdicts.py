@@ -87,50 +87,73 @@ def _relocation(series: Series, settings: HealthSettings) -> str | None:
 
 
 def _sudden_collapse(series: Series, settings: HealthSettings) -> str | None:
-    """The alive share falls in one sample and the next one shows that it stays there."""
-    if len(series.samples) < 3:
-        return None
-    before, fallen, now = (sample.alive_share for sample in series.samples[-3:])
-    if max(fallen, now) >= settings.alive_fall * before:
-        return None
-    step = series.samples[-2].step
-    return f"collapse: the alive share fell from {before:.0%} to {fallen:.0%} by step {step} and did not recover"
+    """The alive share, or the count, falls in one sample and the next one shows that it stays there."""
+    for name, what in (("alive_share", "the alive share"), ("gaussians", "the number of Gaussians")):
+        values = [getattr(sample, name) for sample in series.samples[-3:]]
+        if len(values) < 3 or None in values:
+            continue
+        before, fallen, now = values
+        if max(fallen, now) < settings.alive_fall * before:
+            shown = [f"{value:.0%}" if name == "alive_share" else str(value) for value in (before, fallen)]
+            step = series.samples[-2].step
+            return f"collapse: {what} fell from {shown[0]} to {shown[1]} by step {step} and did not recover"
+    return None
 
 
 def _faded(series: Series, settings: HealthSettings) -> str | None:
-    last = series.samples[-2:]
-    if len(last) < 2 or max(sample.alive_share for sample in last) >= 1 - COLLAPSE_SHARE:
+    last = [1.0 if sample.alive_share is None else sample.alive_share for sample in series.samples[-2:]]
+    if len(last) < 2 or max(last) >= 1 - COLLAPSE_SHARE:
         return None
-    return f"collapse: only {last[-1].alive_share:.0%} of the Gaussians are alive"
+    return f"collapse: only {last[-1]:.0%} of the Gaussians are alive"
 
 
 def _faint(series: Series, settings: HealthSettings) -> str | None:
     now = series.samples[-1]
-    if now.opacity_mean >= settings.opacity_low:
+    if now.opacity_mean is None or now.opacity_mean >= settings.opacity_low:
         return None
-    return f"the mean opacity is {now.opacity_mean:.3f}; {now.floor_share:.0%} of the Gaussians are near the floor"
+    return f"the mean opacity is {now.opacity_mean:.3f}; {now.floor_share or 0:.0%} of the Gaussians are near the floor"
 
 
 def _exploded(series: Series, settings: HealthSettings) -> str | None:
     """Dead Gaussians drift away by their noise: that is a collapse, and has another remedy."""
     last = series.samples[-2:]
-    if last[-1].alive_share < 0.5 or len(last) < 2 or min(sample.flung_share for sample in last) <= EXPLOSION_SHARE:
+    flung = [sample.flung_share or 0.0 for sample in last]
+    alive = last[-1].alive_share
+    if len(last) < 2 or min(flung) <= EXPLOSION_SHARE or (alive is not None and alive < 0.5):
         return None
-    return f"explosion: {last[-1].flung_share:.0%} of the Gaussians have left the scene"
+    return f"explosion: {flung[-1]:.0%} of the Gaussians have left the scene"
 
 
 def _flung(series: Series, settings: HealthSettings) -> str | None:
-    now = series.samples[-1]
-    if now.flung_share <= settings.flung_warn:
+    share = series.samples[-1].flung_share
+    if share is None or share <= settings.flung_warn:
         return None
-    return f"{now.flung_share:.0%} of the Gaussians lie far outside the scene"
+    return f"{share:.0%} of the Gaussians lie far outside the scene"
 
 
 def _wide(series: Series, settings: HealthSettings) -> str | None:
-    wide = series.samples[-1].sigmas[3]
-    if wide is None or wide <= settings.sigma_warn:
+    sigmas = series.samples[-1].sigmas
+    if len(sigmas) < 4 or sigmas[3] is None or sigmas[3] <= settings.sigma_warn:
         return None
-    return f"one Gaussian in a hundred is wider than {wide:.2g} scene radii"
+    return f"one Gaussian in a hundred is wider than {sigmas[3]:.2g} scene radii"
+
+
+def _units(series: Series, settings: HealthSettings) -> str | None:
+    scale, (low, high) = series.scene_scale, settings.scene_scale
+    if scale is None or low <= scale <= high:
+        return None
+    return (
+        f"the cameras reach {scale:.3g} units from their middle, usual are {low:g} to {high:g}: the data set is not "
+        "normalised, and rates and regularisers are made for one that is"
+    )
+
+
+def _blind(series: Series, settings: HealthSettings) -> str | None:
+    if not series.blind:
+        return None
+    count = len(series.blind)
+    see = "camera sees" if count == 1 else "cameras see"
+    return f"{count} {see} no Gaussian, first {series.blind[0]}; its steps are lost, and other trainers die of it"
 
 
 def _diverging(series: Series, settings: HealthSettings) -> str | None:
@@ -190,7 +213,7 @@ def _linear(series: Series, settings: HealthSettings) -> str | None:
 
 def _unseen(series: Series, settings: HealthSettings) -> str | None:
     now = series.samples[-1]
-    if now.step < settings.every or 1 - now.seen_share <= settings.unseen_note:
+    if now.seen_share is None or now.step < settings.every or 1 - now.seen_share <= settings.unseen_note:
         return None
     return f"{1 - now.seen_share:.0%} of the Gaussians were seen by no camera since the last refinement"
 
@@ -219,6 +242,8 @@ RULES: tuple[Rule, ...] = (
         FailureClass.EXPLOSION,
     ),
     Rule("divergence", Severity.STOP, "LichtFeld Studio issue #379", _diverging, FailureClass.NAN_DIVERGENCE),
+    Rule("scene_scale", Severity.WARNING, "gsplat issue #542: MCMC died at a scene scale of 2009", _units),
+    Rule("blind", Severity.WARNING, "the p7 story; gsplat issues #84 and #346", _blind),
     Rule("relocation", Severity.WARNING, "gsplat issue #487: 11 % to 36 %, then out of memory", _relocation),
     Rule("faint", Severity.WARNING, "fvdb issue #323", _faint),
     Rule("flung", Severity.WARNING, "mkkellogg/GaussianSplats3D issue #299", _flung),

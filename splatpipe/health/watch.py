@@ -28,15 +28,29 @@ class HealthWatch:
         self._signals = Signals()
         self._next = step + settings.every
 
-    def after_step(self, training: Training, seen: Seen) -> None:
-        """Raises `TrainingFailure` for a verdict of severity `stop`, with the class of its remedy."""
+    def after_step(self, training: Training, seen: Seen | None) -> None:
+        """Raises `TrainingFailure` for a verdict of severity `stop`, with the class of its remedy.
+
+        A sample that falls on a blind step is taken at the next one that sees something.
+        """
         self._signals.step(training, seen)
-        if training.step < self._next and training.step < training.settings.iterations:
+        due = training.step >= self._next or training.step >= training.settings.iterations
+        if seen is None or not due:
             return
         self._next = training.step + self.settings.every
         self.samples.append(self._signals.sample(training, seen))
         self._report("health", **self.samples[-1].to_json())
-        series = Series(tuple(self.samples), tuple(training.health.relocated_shares))
+        health = training.health
+        self._judge(
+            Series(
+                tuple(self.samples),
+                tuple(health.relocated_shares),
+                blind=tuple(health.blind_cameras),
+                scene_scale=training.scene_scale,
+            )
+        )
+
+    def _judge(self, series: Series) -> None:
         known = {verdict.rule for verdict in self.verdicts}
         for verdict in judge(series, self.settings):
             if verdict.rule not in known:

@@ -112,8 +112,8 @@ class Seen:
 class Observer(Protocol):
     """Watches a training from inside. It changes nothing, and may raise `TrainingFailure` to end it."""
 
-    def after_step(self, training: Training, seen: Seen) -> None:
-        """Called after each step that saw something, before its refinement; gradients are still there."""
+    def after_step(self, training: Training, seen: Seen | None) -> None:
+        """Called after each step, before its refinement; gradients are still there. None: the camera saw nothing."""
         ...
 
 
@@ -197,7 +197,7 @@ class Training:
                     loader.prefetch(index)
                 seen = self._train_step([loader.get(index) for index in cameras])
                 self.step += 1
-                if self.observer and seen:
+                if self.observer:
                     self.observer.after_step(self, seen)
                 self._after_step()
                 if clock.due() or self.step == self.settings.iterations:

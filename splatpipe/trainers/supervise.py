@@ -15,6 +15,7 @@ from splatpipe.errors import ConfigError, EnvironmentProblem, SceneError, Splatp
 from splatpipe.failures.classes import FailureClass
 from splatpipe.failures.classify import Catalogue, EndedBy, Evidence, classify, default_catalogue, warnings
 from splatpipe.files import write_json
+from splatpipe.health.sinks import Sinks
 from splatpipe.layout import AttemptLayout
 from splatpipe.machine import memory_limit
 from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
@@ -139,6 +140,8 @@ class Watch:
         self._attendant = attendant
         self._condemned = False
         self._events = EventTail(request.files.events)
+        title = f"{request.patch_id}/{request.attempt:02d}"
+        self._sinks = Sinks(request.health.sinks, request.files.root, title, self.progress.warnings.append)
         self._poll = select.poll()
         self._poll.register(child.output, select.POLLIN)
         self._begun = self._alive = time.monotonic()
@@ -172,6 +175,7 @@ class Watch:
                 self.child.clear()
                 self.child.reap()
         self.child.close()
+        self._sinks.close()
         if self.child.exit_status is not None:
             self._record.unlink(missing_ok=True)
 
@@ -228,6 +232,7 @@ class Watch:
 
     def _event(self, event: dict[str, Any]) -> None:
         self.progress.add(event)
+        self._sinks.add(event)
         self._on_event(event)
 
     def _sample(self) -> None:
