@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +72,7 @@ class Sinks:
         self._warn, self._step = warn, 0
         self._open: dict[str, Sink] = {}
         for name in names:
-            self._guarded(name, lambda name=name: self._open.__setitem__(name, _SINKS[name](folder, title)))
+            self._guarded(name, partial(self._begin, name, folder, title))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event of docs/contracts.md; an event without a step belongs to the last one."""
@@ -79,13 +80,16 @@ class Sinks:
         values = scalars(event)
         if values:
             for name, sink in list(self._open.items()):
-                self._guarded(name, lambda sink=sink: sink.write(self._step, values))
+                self._guarded(name, partial(sink.write, self._step, values))
 
     def close(self) -> None:
         """Write out what is still in memory."""
         for name, sink in list(self._open.items()):
             self._guarded(name, sink.close)
         self._open.clear()
+
+    def _begin(self, name: str, folder: Path, title: str) -> None:
+        self._open[name] = _SINKS[name](folder, title)
 
     def _guarded(self, name: str, action: Callable[[], Any]) -> None:
         try:
