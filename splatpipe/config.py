@@ -21,6 +21,7 @@ from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
+from splatpipe.policy.probe import ProbeSettings
 from splatpipe.policy.remedies import RetrySettings
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import Limits
@@ -95,6 +96,7 @@ class Config:
     scene: SceneSettings = field(default_factory=SceneSettings)
     patching: PatchingSettings = field(default_factory=PatchingSettings)
     init_scaling: InitScalingSettings = field(default_factory=InitScalingSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
     training: TrainingSection = field(default_factory=TrainingSection)
     limits: Limits = field(default_factory=Limits)
     health: HealthSettings = field(default_factory=HealthSettings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def explain(run_folder: Path, patch_id: str) -> dict[str, Any]:
 def tell(record: PatchRecord, row: Mapping[str, Any], median_extent: float | None, layout: RunLayout) -> list[str]:
     """The sentences, in the order in which things happened. `row`: the patch in `splatpipe status --json`."""
     story = [_measured(record, median_extent), *_foreseen(record), _chosen(record)]
+    story += _probed(row["probes"])
     attempts = row["attempts"]
     if attempts and attempts[0]["n"] > 1:
         story.append(f"Attempts before number {attempts[0]['n']} no longer count: the patch was made to train anew.")
@@ -79,6 +80,22 @@ def _foreseen(record: PatchRecord) -> list[str]:
 def _chosen(record: PatchRecord) -> str:
     reason = record.choice.get("reason") or f"init_scaling {record.init_scaling}"
     return f"Planned: {reason}."
+
+
+def _probed(probes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the short trainings went that helped to choose the first rung."""
+    if not probes:
+        return []
+    size = f" at {probes[0]['max_width']} pixels" if probes[0]["max_width"] else ""
+    lines = [f"Probed: {len(probes)} short trainings of {probes[0]['steps']} steps{size}."]
+    for probe in probes:
+        name, took = f"  init_scaling {probe['init_scaling']:g}", duration(probe["seconds"])
+        quality = (
+            f"hold-out PSNR {probe['psnr']:.2f} dB" if probe["psnr"] is not None else "no hold-out view to judge by"
+        )
+        died = f"{probe['class']} at step {probe['step']}: {_shortened(probe['line'])}"
+        lines.append(f"{name}: {died if probe['class'] else f'survived, {quality}'} ({took}).")
+    return lines
 
 
 def _attempt(attempt: Mapping[str, Any], layout: RunLayout, patch_id: str) -> list[str]:

@@ -130,5 +130,9 @@ class RunLayout:
     def patch(self, patch_id: str) -> PatchLayout:
         return PatchLayout(self.patches / patch_id)
 
+    def probe(self, patch_id: str, n: int) -> AttemptLayout:
+        """A short training that helps to decide the first rung."""
+        return AttemptLayout(self.root / "probes" / patch_id / f"{n:02d}")
+
     def attempt(self, patch_id: str, n: int) -> AttemptLayout:
         return AttemptLayout(self.root / "attempts" / patch_id / f"{n:02d}")

@@ -17,7 +17,7 @@ from splatpipe.database import Database
 from splatpipe.failures.classes import FailureClass
 from splatpipe.trainers.base import Attempt, TrainRequest
 
-SCHEMA = 2
+SCHEMA = 3
 
 TABLES = """
 CREATE TABLE runs (
@@ -37,6 +37,10 @@ CREATE TABLE attempts (
     health TEXT NOT NULL DEFAULT '{}', warnings TEXT NOT NULL DEFAULT '[]', interruptions INTEGER NOT NULL DEFAULT 0,
     spent REAL NOT NULL DEFAULT 0, stalled INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (patch, n)
+);
+CREATE TABLE probes (
+    patch TEXT NOT NULL, init_scaling REAL NOT NULL, key TEXT NOT NULL, request TEXT NOT NULL, class TEXT, line TEXT,
+    step INTEGER NOT NULL, psnr REAL, seconds REAL NOT NULL, PRIMARY KEY (patch, init_scaling)
 );
 CREATE TABLE merged (
     id INTEGER PRIMARY KEY CHECK (id = 1), path TEXT NOT NULL, gaussians INTEGER NOT NULL, psnr REAL, ssim REAL,
@@ -87,6 +91,37 @@ class TrialRecord:
     init_scaling: float
     failure: FailureClass | None
     ended: float
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """A short training that helped to decide a patch's first rung. `key` identifies what was trained."""
+
+    patch_id: str
+    init_scaling: float
+    key: str
+    request: dict[str, Any]  # `TrainRequest.to_json`
+    failure: FailureClass | None
+    line: str | None
+    step: int
+    psnr: float | None  # of the hold-out views
+    seconds: float
+
+    @classmethod
+    def of(cls, attempt: Attempt, key: str) -> ProbeRecord:
+        """Of a probe that has ended."""
+        request = attempt.request
+        return cls(
+            request.patch_id,
+            request.init_scaling,
+            key,
+            request.to_json(),
+            attempt.failure,
+            attempt.line,
+            attempt.last_step,
+            attempt.health.get("psnr") if attempt.failure is None else None,
+            attempt.seconds,
+        )
 
 
 class Ledger:
@@ -184,6 +219,21 @@ class Ledger:
         with self._db.write() as db:
             db.execute(sql, values)
 
+    def put_probe(self, probe: ProbeRecord) -> None:
+        """Record a short training; one of the same patch and rung is forgotten."""
+        sql = "INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        what = (probe.patch_id, probe.init_scaling, probe.key, _json(probe.request))
+        how = (probe.failure, probe.line, probe.step, _finite(probe.psnr), probe.seconds)
+        with self._db.write() as db:
+            db.execute(sql, (*what, *how))
+
+    def probes(self) -> dict[str, list[ProbeRecord]]:
+        """By patch, its short trainings, oldest first."""
+        found: dict[str, list[ProbeRecord]] = {}
+        for row in self._db.read("SELECT * FROM probes ORDER BY patch, rowid"):
+            found.setdefault(row["patch"], []).append(_probe(row))
+        return found
+
     def retrain(self, patch_id: str) -> None:
         """Make a patch pending again; its attempts stay on record but no longer count."""
         with self._db.write() as db:
@@ -261,6 +311,7 @@ class Ledger:
             patches = read("SELECT * FROM patches ORDER BY id")
             attempts = read("SELECT * FROM attempts WHERE NOT superseded ORDER BY patch, n")
             merged = read("SELECT * FROM merged")
+            probes = read("SELECT * FROM probes ORDER BY patch, rowid")
         last = runs[-1] if runs else None
         return {
             "run": last["name"] if last else self.path.parent.name,
@@ -268,7 +319,10 @@ class Ledger:
             "started": runs[0]["started"] if runs else None,
             "ended": last["ended"] if last else None,
             "exit_code": last["exit_code"] if last else None,
-            "patches": [_patch_status(row, [a for a in attempts if a["patch"] == row["id"]]) for row in patches],
+            "patches": [
+                _patch_status(row, *([one for one in of if one["patch"] == row["id"]] for of in (attempts, probes)))
+                for row in patches
+            ],
             "merged": _merged_status(merged[0] if merged else None),
         }
 
@@ -306,6 +360,12 @@ def _trial(row: sqlite3.Row) -> TrialRecord:
     return TrialRecord(row["patch"], trainer, row["init_scaling"], failure, row["ended"])
 
 
+def _probe(row: sqlite3.Row) -> ProbeRecord:
+    plain = {name: row[name] for name in ("init_scaling", "key", "line", "step", "psnr", "seconds")}
+    failure = FailureClass(row["class"]) if row["class"] else None
+    return ProbeRecord(patch_id=row["patch"], request=json.loads(row["request"]), failure=failure, **plain)
+
+
 def _attempt(row: sqlite3.Row) -> Attempt:
     return Attempt(
         request=TrainRequest.from_json(json.loads(row["request"])),
@@ -326,7 +386,7 @@ def _attempt(row: sqlite3.Row) -> Attempt:
     )
 
 
-def _patch_status(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> dict[str, Any]:
+def _patch_status(row: sqlite3.Row, attempts: list[sqlite3.Row], probes: list[sqlite3.Row]) -> dict[str, Any]:
     metrics = json.loads(row["metrics"])
     last = attempts[-1] if attempts else None
     return {
@@ -338,12 +398,19 @@ def _patch_status(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> dict[str, An
         "gaussians": last["gaussians"] if last else None,
         "seconds": sum(filter(None, map(_seconds, attempts))),
         "choice": json.loads(row["choice"]),
+        "probes": [_probe_status(probe) for probe in probes],
         "attempts": [_attempt_status(attempt) for attempt in attempts],
     }
 
 
 def _seconds(attempt: sqlite3.Row) -> float | None:
     return None if attempt["ended"] is None else round(attempt["spent"] + attempt["ended"] - attempt["started"], 3)
+
+
+def _probe_status(row: sqlite3.Row) -> dict[str, Any]:
+    settings = json.loads(row["request"])["settings"]
+    named = {name: row[name] for name in ("init_scaling", "class", "line", "step", "psnr", "seconds")}
+    return named | {"steps": settings["iterations"], "max_width": settings["max_width"]}
 
 
 def _attempt_status(row: sqlite3.Row) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Memory:
     def first_rung(self, statistics: Mapping[str, Any], trainer: str, planned: float) -> Learned | None:
         """A better first rung than `planned` for a patch with these statistics, if outcomes speak for one."""
         records = self._ledger.patches()
-        mine = likeness(statistics, _median_extent(records), trainer)
+        mine = likeness(statistics, median_extent(records), trainer)
         if mine is None:
             return None
         if self._others is None:
@@ -66,13 +66,14 @@ def _identity(layout: RunLayout) -> frozenset[str]:
     return frozenset(str(run[key]) for key in ("scene", "model") if run.get(key))
 
 
-def _median_extent(records: Sequence[PatchRecord]) -> float:
+def median_extent(records: Sequence[PatchRecord]) -> float:
+    """Of a run's patches, in scene units; 1 where none is known."""
     extents = [record.extent for record in records if record.extent]
     return statistics.median(extents) if extents else 1.0
 
 
 def _past(records: Sequence[PatchRecord], trials: Sequence[TrialRecord], run: str, same_scene: bool) -> list[Past]:
-    median = _median_extent(records)
+    median = median_extent(records)
     found = []
     for record in records:
         mine = [trial for trial in trials if trial.patch_id == record.id]

@@ -164,13 +164,16 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
     with ThreadPoolExecutor(usable_cores()) as pool:
         measured = list(pool.map(measure, cut.patches))
     extents = {patch.id: stats.extent for patch, stats, _, _ in measured}
-    choices = first_rung(extents, replace(config.init_scaling, fixed=fixed))
+    coverages = [stats.coverage_scaling for _, stats, _, _ in measured if stats.coverage_scaling]
+    typical = float(np.median(coverages)) if coverages else None
+    chosen = replace(config.init_scaling, fixed=fixed)
+    choices = first_rung(extents, chosen)
     caps = _caps(scene, cut.patches, hyper.max_cap, config.training.share_cap)
     planned = []
     for one in measured:
         patch, stats, checked, _ = one
         floor = None if fixed else checked.floor
-        rung = rung_for(choices[patch.id], floor, stats.coverage_scaling, replace(config.init_scaling, fixed=fixed))
+        rung = rung_for(choices[patch.id], floor, stats.coverage_scaling, chosen, typical)
         cameras = tuple(scene.names[i] for i in patch.camera_index)
         decided = _decide(one, rung, replace(hyper, max_cap=caps[patch.id]), cameras)
         planned.append(replace(decided, fixed=fixed is not None))

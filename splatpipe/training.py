@@ -18,7 +18,9 @@ from splatpipe.ledger import Ledger, Outcome
 from splatpipe.machine import usable_cores
 from splatpipe.memory import Memory
 from splatpipe.planning import PlannedPatch
+from splatpipe.policy.history import Learned
 from splatpipe.policy.ladder import Resources, next_request
+from splatpipe.probing import Prober
 from splatpipe.progress import RunProgress
 from splatpipe.trainers.base import Attempt, TrainerInfo, TrainRequest
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
@@ -76,6 +78,7 @@ class TrainingStage:
         self.progress, self.stop = progress, stop
         self.retry, self.catalogue = config.retry, config.failures.catalogue()
         self.memory = Memory(layout, ledger) if config.retry.history else None
+        self.prober = Prober(layout, ledger, config, crew, progress, stop)
 
     def run(self, patches: Sequence[PlannedPatch], slots: Sequence[Slot]) -> dict[str, PatchResult]:
         """Results of the patches that were begun. Raises what a bug of ours raised, after the others are done."""
@@ -104,14 +107,15 @@ class TrainingStage:
     def _train(self, planned: PlannedPatch, slot: Slot) -> PatchResult:
         """Attempt after attempt until the patch is trained or no remedy is left; every step is on record."""
         history = self.ledger.history(planned.id)
-        first, learned = self._first_request(planned, fresh=not history)
+        learned = None if history or planned.fixed else self._first_rung(planned, slot)
+        first = self._first_request(planned, learned)
         first = replace(first, device=slot.device, threads=slot.threads)
         takeover = self.crew.takeover(planned.stats.relative_size)
         resources = Resources(takeover, self.crew.ignored, planned.visible)
         decision = next_request(first, history, self.retry, resources)
         if learned:
-            decision = replace(decision, reason=learned)
-            self.progress.say(f"{planned.id}: {learned}")
+            decision = replace(decision, reason=learned.reason)
+            self.progress.say(f"{planned.id}: {learned.reason}")
         while decision.request is not None and not self.stop.is_set():
             request = replace(decision.request, device=slot.device, threads=slot.threads)
             if decision.remedy:
@@ -134,19 +138,23 @@ class TrainingStage:
             return self._record(planned.id, Outcome.INTERRUPTED, "stopped; run again to continue")
         return self._record(planned.id, Outcome.FAILED, decision.reason, stop_run=decision.stop_run)
 
-    def _first_request(self, planned: PlannedPatch, fresh: bool) -> tuple[TrainRequest, str | None]:
-        """The request of a first attempt; where similar patches taught another rung, with the sentence about them.
+    def _first_rung(self, planned: PlannedPatch, slot: Slot) -> Learned | None:
+        """Another first rung than the planned one, or the same for better reasons: similar patches', else a probe's.
 
         What the user has fixed is not touched.
         """
-        name = self.crew.first.name
         learned = None
-        if fresh and self.memory and not planned.fixed:
-            learned = self.memory.first_rung(planned.stats.to_json(), name, planned.rung.init_scaling)
+        if self.memory:
+            name, rung = self.crew.first.name, planned.rung.init_scaling
+            learned = self.memory.first_rung(planned.stats.to_json(), name, rung)
+        return learned or self.prober.first_rung(planned, slot)
+
+    def _first_request(self, planned: PlannedPatch, learned: Learned | None) -> TrainRequest:
+        """The request of a first attempt."""
         if learned:
             planned = planned.at(learned.init_scaling)
         number = self.ledger.next_number(planned.id)
-        return planned.request(self.layout, number, self.config, name), learned.reason if learned else None
+        return planned.request(self.layout, number, self.config, self.crew.first.name)
 
     def _trained(self, attempt: Attempt) -> PatchResult:
         notes = [*attempt.warnings, *_health_notes(attempt)]

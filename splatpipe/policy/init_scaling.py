@@ -66,6 +66,8 @@ class FirstRung:
     by_coverage: float | None  # the first rung at which initial Gaussians cover the image once, or the last
     by_preflight: float | None
     reason: str
+    extent_ratio: float | None = None  # over the median of the scene's patches
+    coverage_ratio: float | None = None  # the same of the init_scaling that covers the image once
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,10 +92,12 @@ def rung_for(
     preflight_floor: float | None,
     coverage_scaling: float | None = None,
     settings: InitScalingSettings | None = None,
+    median_coverage: float | None = None,
 ) -> FirstRung:
     """The larger of what `settings.policy` says and the smallest rung at which preflight saw no blind camera.
 
-    `coverage_scaling` is the init_scaling at which the initial Gaussians cover the image once; None where unknown.
+    `coverage_scaling` is the init_scaling at which the initial Gaussians cover the image once, `median_coverage` its
+    median over the scene's patches; None where unknown.
     """
     settings = settings or InitScalingSettings()
     coverage = _by_coverage(coverage_scaling, settings)
@@ -103,7 +107,8 @@ def rung_for(
         reason = f"initial Gaussians cover the image once at {coverage_scaling:.3g}, so init_scaling {rung:g}"
     if preflight_floor is not None and preflight_floor > rung:
         rung, reason = preflight_floor, f"{reason}; preflight asks for {preflight_floor:g}, which is larger"
-    return FirstRung(rung, choice.init_scaling, coverage, preflight_floor, reason)
+    ratio = coverage_scaling / median_coverage if coverage_scaling and median_coverage else None
+    return FirstRung(rung, choice.init_scaling, coverage, preflight_floor, reason, choice.ratio, ratio)
 
 
 def _by_coverage(scaling: float | None, settings: InitScalingSettings) -> float | None:

@@ -30,7 +30,7 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
     started = time.monotonic()
     # `GsplatTrainer.command` shows this process one CUDA device only, which therefore is number 0 here.
     request = replace(request, device="cuda:0" if request.device.startswith("cuda") else "cpu")
-    _use_threads(request)
+    use_threads(torch.device(request.device), request.threads)
     if request.device == "cpu":
         raster.warm_up(lambda what: report("compiling", what=what))
     data, holdout = _load(request)
@@ -56,7 +56,7 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
     watch = _watch(training, request, report)
     params = training.run(should_stop)
     if len(holdout):
-        _evaluate(params, holdout, request, report)
+        evaluate(params, holdout, request, training.device, report)
     written = _write_splat(params, request)
     health = asdict(training.health)
     health["relocated_shares"] = health["relocated_shares"][-20:]
@@ -83,13 +83,13 @@ def _watch(training: Training, request: TrainRequest, report: Report) -> HealthW
     return watch
 
 
-def _use_threads(request: TrainRequest) -> None:
+def use_threads(device: torch.device, threads: int) -> None:
     """On the CPU the kernels get the threads, torch one: its pool spins between its few small operations."""
-    if request.device == "cpu":
+    if device.type == "cpu":
         torch.set_num_threads(1)
-        raster.set_threads(request.threads)
-    elif request.threads:
-        torch.set_num_threads(request.threads)
+        raster.set_threads(threads)
+    elif threads:
+        torch.set_num_threads(threads)
 
 
 def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
@@ -98,10 +98,14 @@ def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
     used = np.array([i for i, name in enumerate(views.names) if name not in set(request.skip_cameras)], np.int64)
     size = request.settings.downscale, request.settings.max_width
     data = TrainingData(views.take(used).resized(*size), patch.points, patch.colors)
-    if not (request.patch.holdout / "sparse" / "0").is_dir():
-        return data, views.take(used[:0])
+    return data, load_holdout(request) if (request.patch.holdout / "sparse" / "0").is_dir() else views.take(used[:0])
+
+
+def load_holdout(request: TrainRequest) -> Views:
+    """The hold-out views of the patch at training size."""
     held = read_dataset(request.patch.holdout)
-    return data, Views(held.names, held.image_paths, held.viewmats, held.Ks, held.sizes).resized(*size)
+    views = Views(held.names, held.image_paths, held.viewmats, held.Ks, held.sizes)
+    return views.resized(request.settings.downscale, request.settings.max_width)
 
 
 def _cache_bytes(request: TrainRequest) -> int:
@@ -115,8 +119,9 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
-def _evaluate(params: Params, holdout: Views, request: TrainRequest, report: Report) -> None:
-    loader = ViewLoader(holdout, torch.device(request.device), _cache_bytes(request))
+def evaluate(params: Params, holdout: Views, request: TrainRequest, device: torch.device, report: Report) -> None:
+    """Report the quality of each hold-out view, and of all: `evaluated` and `eval` of docs/contracts.md."""
+    loader = ViewLoader(holdout, device, _cache_bytes(request))
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
         for i, name in enumerate(holdout.names):

@@ -19,6 +19,7 @@ from splatpipe.health.sinks import Sinks
 from splatpipe.layout import AttemptLayout
 from splatpipe.machine import memory_limit
 from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
+from splatpipe.trainers.holdout import judge_holdout
 from splatpipe.trainers.output import CollapsedSplat, NonFiniteSplat, check_alive, check_splat
 from splatpipe.trainers.process import RECORD, ChildProcess, end_recorded, kernel_oom_kills
 from splatpipe.trainers.progress import Progress
@@ -60,6 +61,7 @@ def run_attempt(
     finally:
         watch.finish()
     watch.collect()
+    watch.evaluate()
     return judge(request, watch, started, time.time())
 
 
@@ -131,7 +133,7 @@ class Watch:
         self.ended_by: EndedBy = ""
         self.oom_kills = kernel_oom_kills()
         self.child = child
-        self._trainer, self._limits = trainer, request.limits
+        self._trainer, self._request, self._limits = trainer, request, request.limits
         self._on_event, self._stop = on_event, stop
         self._files = request.files
         self._record = request.files.root / RECORD
@@ -191,6 +193,13 @@ class Watch:
         except OSError as error:
             sentence = f"the splat cannot be written: {error.strerror or error}."
             self.uncollected = OutputProblem(FailureClass.ENVIRONMENT, sentence)
+
+    def evaluate(self) -> None:
+        """Have the hold-out views rendered where the trainer does not do it itself and its splat is whole."""
+        if self._attendant is None or self.uncollected is not None or self.progress.done is None:
+            return
+        for event in judge_holdout(self._request, self._stop):
+            self._attended(event)
 
     def _wait(self) -> None:
         if self.child.output_ended:
