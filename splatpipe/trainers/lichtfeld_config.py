@@ -15,6 +15,7 @@ from typing import Any
 
 from splatpipe.errors import ConfigError
 from splatpipe.splatting.settings import TrainSettings
+from splatpipe.trainers.lichtfeld_options import WAYS
 
 MEANS_LR_SHARE = 0.1  # LFS ships means_lr 1.6e-5 where gsplat has 1.6e-4; both multiply by their scene scale
 
@@ -40,7 +41,7 @@ FIELDS = {
 }
 # Settings that reach LFS by its command line or its data set; whatever else is not above has no effect on it.
 BY_FLAG = frozenset({"downscale", "max_width", "image_cache_gb"})
-IGNORED = frozenset(f.name for f in dataclasses.fields(TrainSettings)) - frozenset(FIELDS.values()) - BY_FLAG
+IGNORED = frozenset(f.name for f in dataclasses.fields(TrainSettings)) - {*FIELDS.values(), *BY_FLAG, *WAYS}
 # Keys that some build needs and that splatpipe has no setting for.
 CONSTANTS: dict[str, Any] = {
     "grad_threshold": 0.0002,
