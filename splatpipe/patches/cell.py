@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.compiled import compiled, in_parts
 from splatpipe.patches.box import Box
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.visibility import Visibility
@@ -20,8 +21,8 @@ class Cell:
 
     core: Box
     cameras: NDArray[np.int64]  # (M,) scene camera indices, ascending
-    rows: NDArray[np.int64]  # (T,) into `cameras`
-    points: NDArray[np.int64]  # (T,) scene point indices, all in `core`
+    rows: NDArray[np.int32]  # (T,) into `cameras`
+    points: NDArray[np.int32]  # (T,) scene point indices, all in `core`
 
 
 def fits(core: Box, cameras: int, positions: NDArray[np.float64], settings: PatchingSettings) -> bool:
@@ -42,15 +43,35 @@ def fits(core: Box, cameras: int, positions: NDArray[np.float64], settings: Patc
 def owners(cells: list[Cell] | tuple[Cell, ...], positions: NDArray[np.float64]) -> NDArray[np.int32]:
     """(P,) the cell whose core holds each position; cores tile the ground, so every position has one."""
     owner = np.zeros(len(positions), np.int32)
-    for i, cell in enumerate(cells[1:], 1):
-        owner[cell.core.contains(positions)] = i
+    lower, upper = (np.stack([getattr(cell.core, side) for cell in cells]) for side in ("lower", "upper"))
+    in_parts(lambda i, j: compiled(_own)(lower, upper, positions[i:j], owner[i:j]), len(positions))
     return owner
+
+
+def _own(lower, upper, positions, owner):  # type: ignore[no-untyped-def]
+    for p in range(len(positions)):
+        x, y, z = positions[p, 0], positions[p, 1], positions[p, 2]
+        for i in range(len(lower)):
+            low, high = lower[i], upper[i]
+            if low[0] <= x < high[0] and low[1] <= y < high[1] and low[2] <= z < high[2]:
+                owner[p] = i
+                break
 
 
 def view_counts(
     owner: NDArray[np.int32], n_cells: int, seen: Visibility, cameras: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """(len(cameras), n_cells) how many points of each core each camera sees: the table that all choices use."""
-    rows, points = seen.pairs(cameras)
-    flat = np.bincount(rows * n_cells + owner[points], minlength=len(cameras) * n_cells)
-    return flat.reshape(len(cameras), n_cells)
+    table = np.zeros((len(cameras), n_cells), np.int64)
+
+    def count(first: int, last: int) -> None:
+        compiled(_count)(seen.offsets, seen.points, cameras[first:last], owner, table[first:last])
+
+    in_parts(count, seen.counts()[cameras])
+    return table
+
+
+def _count(offsets, points, cameras, owner, table):  # type: ignore[no-untyped-def]
+    for row in range(len(cameras)):
+        for t in range(offsets[cameras[row]], offsets[cameras[row] + 1]):
+            table[row, owner[points[t]]] += 1

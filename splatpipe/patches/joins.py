@@ -58,7 +58,7 @@ def _joined(cells: list[Cell], i: int, j: int) -> list[Cell]:
     cameras = np.concatenate([one.cameras, other.cameras])
     order = np.argsort(cameras)
     row = np.argsort(order)  # old place to new place
-    rows = row[np.concatenate([one.rows, other.rows + len(one.cameras)])]
+    rows = row[np.concatenate([one.rows, other.rows + np.int32(len(one.cameras))])].astype(np.int32)
     cell = Cell(core, cameras[order], rows, np.concatenate([one.points, other.points]))
     first, second = sorted((i, j))
     return [*cells[:first], cell, *cells[first + 1 : second], *cells[second + 1 :]]

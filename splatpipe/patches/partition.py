@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.errors import SceneError
+from splatpipe.machine import usable_cores
 from splatpipe.patches.box import Box
 from splatpipe.patches.cameras import assign_holdout, choose_cameras, choose_holdout, short_of_views
 from splatpipe.patches.cell import Cell, fits, owners, view_counts
@@ -90,27 +92,30 @@ def _patches(
     may_train = np.zeros((scene.n_cameras, 1), np.int64)
     may_train[training] = 1
     bounds = np.quantile(positions[:, :2], BOUNDS, axis=0)
+    counts = counts * may_train
     digits = max(3, len(str(len(cells) - 1)))
-    patches = []
-    for i, cell in enumerate(cells):
-        cameras, reasons = choose_cameras(i, cell.cameras, counts * may_train, owner, seen, settings)
-        buffered = cell.core.grown(settings.buffer * _shorter_edge(cell.core, positions[owner == i, :2], bounds))
+
+    def patch(i: int) -> Patch:
+        core = cells[i].core
+        cameras, reasons = choose_cameras(i, cells[i].cameras, counts, owner, seen, settings)
+        buffered = core.grown(settings.buffer * _shorter_edge(core, positions[owner == i, :2], bounds))
         near = np.flatnonzero(buffered.contains(positions) & (owner >= 0))
-        points, roles = _points(cell.core, buffered, positions, near, seen.pairs(cameras)[1], settings.background)
-        patches.append(
-            Patch(
-                id=f"p{i:0{digits}d}",
-                core=cell.core,
-                buffered=buffered,
-                frame=frame,
-                point_index=points,
-                point_role=roles,
-                camera_index=cameras,
-                camera_reasons=reasons,
-                holdout_cameras=holdout[held_in == i],
-            )
+        views = seen.views(cameras, scene.n_points)
+        points, roles = _points(core, buffered, positions, near, views, settings.background)
+        return Patch(
+            id=f"p{i:0{digits}d}",
+            core=core,
+            buffered=buffered,
+            frame=frame,
+            point_index=points,
+            point_role=roles,
+            camera_index=cameras,
+            camera_reasons=reasons,
+            holdout_cameras=holdout[held_in == i],
         )
-    return tuple(patches)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return tuple(pool.map(patch, range(len(cells))))
 
 
 def _shorter_edge(core: Box, own: NDArray[np.float64], bounds: NDArray[np.float64]) -> float:
@@ -130,12 +135,14 @@ def _points(
     buffered: Box,
     positions: NDArray[np.float64],
     near: NDArray[np.int64],
-    seen_points: NDArray[np.int64],
+    views: NDArray[np.int32],
     background: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Point indices of a patch and their roles; of the far points that its cameras see, an even sample by distance."""
-    is_far = np.zeros(len(positions), bool)
-    is_far[seen_points] = True
+    """Point indices of a patch and their roles; of the far points that its cameras see, an even sample by distance.
+
+    `views` (P,) is how many of the patch's cameras see each of the scene's points.
+    """
+    is_far = views > 0
     is_far[near] = False
     far = np.flatnonzero(is_far)
     quota = min(int(background * len(near)), len(far))
@@ -195,7 +202,7 @@ def _few_views(
     settings: PatchingSettings,
 ) -> list[Finding]:
     """Points that have more views in the scene than the cap leaves room for."""
-    wanted = np.minimum(np.bincount(seen.pairs(training)[1], minlength=len(owner)), settings.min_views)
+    wanted = np.minimum(seen.views(training, len(owner)), settings.min_views)
     short = {patch.id: short_of_views(i, patch.camera_index, owner, seen, wanted) for i, patch in enumerate(patches)}
     short = {patch: n for patch, n in short.items() if n}
     if not short:

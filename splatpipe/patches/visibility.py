@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.compiled import compiled
 from splatpipe.scene.arrays import Scene
-from splatpipe.scene.tracks import group, point_of_observation
+from splatpipe.scene.tracks import by_camera
 
 POOR = 20  # a camera with fewer tracked points is also judged by what projects into its image
 SAMPLE = 20_000  # points projected for such a camera
@@ -20,19 +21,24 @@ class Visibility:
     """CSR by camera: camera c sees `points[offsets[c] : offsets[c + 1]]`."""
 
     offsets: NDArray[np.int64]  # (C + 1,)
-    points: NDArray[np.int64]  # (T,) point indices
+    points: NDArray[np.int32]  # (T,) point indices
 
     def counts(self) -> NDArray[np.int64]:
         """(C,) how many points each camera sees."""
         return np.diff(self.offsets)
 
-    def pairs(self, cameras: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def pairs(self, cameras: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Row into `cameras`, and point, of everything those cameras see."""
-        lengths = self.offsets[cameras + 1] - self.offsets[cameras]
-        rows = np.repeat(np.arange(len(cameras)), lengths)
-        first = np.cumsum(lengths) - lengths
-        at = np.arange(len(rows)) - first[rows] + self.offsets[cameras][rows]
-        return rows, self.points[at]
+        lengths = self.counts()[cameras]
+        points = np.empty(int(lengths.sum()), np.int32)
+        compiled(_gather)(self.offsets, self.points, cameras, points)
+        return np.repeat(np.arange(len(cameras), dtype=np.int32), lengths), points
+
+    def views(self, cameras: NDArray[np.int64], n_points: int) -> NDArray[np.int32]:
+        """(n_points,) how many of the cameras see each point."""
+        views = np.zeros(n_points, np.int32)
+        compiled(_count)(self.offsets, self.points, cameras, views)
+        return views
 
     def without(self, points: NDArray[np.bool_]) -> Visibility:
         """The same, but for the points (P,) that nobody is to see."""
@@ -43,29 +49,37 @@ class Visibility:
         return Visibility(before[self.offsets], self.points[kept])
 
 
+def _gather(offsets, points, cameras, gathered):  # type: ignore[no-untyped-def]
+    at = 0
+    for camera in cameras:
+        for t in range(offsets[camera], offsets[camera + 1]):
+            gathered[at] = points[t]
+            at += 1
+
+
+def _count(offsets, points, cameras, views):  # type: ignore[no-untyped-def]
+    for camera in cameras:
+        for t in range(offsets[camera], offsets[camera + 1]):
+            views[points[t]] += 1
+
+
 def visibility(scene: Scene) -> Visibility:
     """Tracks, and for cameras with hardly any the points that project into their image (occlusion ignored)."""
-    cameras, points = scene.track_cameras, point_of_observation(scene)
-    tracked = np.bincount(cameras, minlength=scene.n_cameras)
-    poor = np.flatnonzero(tracked < POOR)
-    if len(poor):
-        extra_cameras, extra_points = _projected(scene, poor)
-        cameras = np.concatenate([cameras, extra_cameras])
-        points = np.concatenate([points, extra_points])
-        pair = np.unique(cameras.astype(np.int64) * scene.n_points + points)
-        cameras, points = (pair // scene.n_points).astype(np.int32), pair % scene.n_points
-    order, offsets = group(cameras, scene.n_cameras)
-    return Visibility(offsets, points[order])
+    offsets, points = by_camera(scene)
+    poor = np.flatnonzero(np.diff(offsets) < POOR)
+    if not len(poor):
+        return Visibility(offsets, points)
+    parts = np.split(points, offsets[1:-1])
+    for camera, projected in zip(poor, _projected(scene, poor), strict=True):
+        parts[camera] = np.union1d(parts[camera], projected).astype(np.int32)
+    lengths = np.array([len(part) for part in parts])
+    return Visibility(np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(parts))
 
 
-def _projected(scene: Scene, cameras: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _projected(scene: Scene, cameras: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The points that project into the image of each of the cameras."""
     sample = np.arange(0, scene.n_points, max(scene.n_points // SAMPLE, 1))
-    seen_by, seen = [], []
-    for camera in cameras:
-        inside = sample[projects_inside(scene, int(camera), sample)]
-        seen.append(inside)
-        seen_by.append(np.full(len(inside), camera, np.int32))
-    return np.concatenate(seen_by), np.concatenate(seen)
+    return [sample[projects_inside(scene, int(camera), sample)] for camera in cameras]
 
 
 def projects_inside(scene: Scene, camera: int, points: NDArray[np.int64]) -> NDArray[np.bool_]:
