@@ -253,7 +253,7 @@ def _train(
     stop: threading.Event,
 ) -> None:
     if isinstance(crew.first, PreparedTrainer):
-        crew.first.prepare(slots[0].device, _say)
+        crew.first.prepare(slots[0].device, _say, stop)
     progress = RunProgress({planned.id: planned.settings.iterations for planned in waiting})
     try:
         TrainingStage(options.layout, ledger, options.config, crew, progress, stop).run(waiting, slots)

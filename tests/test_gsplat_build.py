@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from doubles.make_request import make_request
 
-from splatpipe.errors import EnvironmentProblem
+from splatpipe.errors import EnvironmentProblem, Interrupted
 from splatpipe.trainers.gsplat_build import STALE_S, build_environment, ensure_built, first_error
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 
@@ -52,6 +52,28 @@ def test_builds_wait_for_each_other(environment: dict[str, str], tmp_path: Path)
     for thread in threads:
         thread.join()
     assert log.read_text().split() == ["begin", "end"] * 3
+
+
+def test_one_ctrl_c_ends_a_build_and_the_wait_for_somebody_elses(environment: dict[str, str], tmp_path: Path) -> None:
+    stop, begun = threading.Event(), tmp_path / "begun"
+    build = script(f"import time; open({str(begun)!r}, 'w'); time.sleep(600)")
+    ended: list[str] = []
+
+    def wait_for_it() -> None:
+        try:
+            ensure_built(environment, ignore, argv=build, stop=stop)
+        except Interrupted as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=wait_for_it) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while not begun.exists():
+        time.sleep(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert ended == ["stopped before gsplat's kernels were compiled; run again to continue"] * 2
 
 
 def test_a_failed_compile_shows_the_first_error_of_the_compiler(environment: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}.jpg"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     lines = ('{% extends "base.html" %}', '{% import "macros.html" as m %}')
-    block = '{% block content %}<h2>{{ name }}</h2>{{ m.facts([(name, name)]) }}{{ m.chart(chart) }}{% endblock %}'
+    block = "{% block content %}<h2>{{ name }}</h2>{{ m.facts([(name, name)]) }}{{ m.chart(chart) }}{% endblock %}"
     (tmp_path / "mine.html").write_text("\n".join((*lines, block)))
     return tmp_path
 

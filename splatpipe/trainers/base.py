@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,8 +172,11 @@ class Attendant(Protocol):
 class PreparedTrainer(Trainer, Protocol):
     """A trainer with something to do once, before the first child starts."""
 
-    def prepare(self, device: str, say: Callable[[str], None]) -> None:
-        """Make ready to train on `device`, telling `say` what takes long; EnvironmentProblem when it cannot be."""
+    def prepare(self, device: str, say: Callable[[str], None], stop: threading.Event) -> None:
+        """Make ready to train on `device`, telling `say` what takes long; EnvironmentProblem when it cannot be.
+
+        Interrupted soon after `stop` is set.
+        """
         ...
 
 

@@ -7,22 +7,25 @@ on which later ones wait for ever (trainers.md, B5).
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from splatpipe.errors import EnvironmentProblem
+from splatpipe.errors import EnvironmentProblem, Interrupted
 from splatpipe.machine import usable_cores
 
 TIMEOUT_S = 3600.0
+POLL_S = 0.5
 STALE_S = 600.0  # a lock beside which nothing has been written for so long belongs to nobody
 TELL_AFTER_S, TELL_EVERY_S = 10.0, 60.0
 BYTES_PER_JOB = 4 << 30  # of one nvcc
@@ -70,22 +73,23 @@ def ensure_built(
     environment: Mapping[str, str],
     say: Callable[[str], None],
     *,
+    stop: threading.Event | None = None,
     argv: Sequence[str] = (sys.executable, "-c", PROBE),
     timeout_s: float = TIMEOUT_S,
 ) -> None:
     """Compile the kernels if need be, and render a picture with them.
 
     One process at a time; others wait. Raises EnvironmentProblem, with the first error of the compiler, when they do
-    not compile or do not work, and with the lock's path when the build does not end.
+    not compile or do not work, and with the lock's path when the build does not end; Interrupted when `stop` is set.
     """
-    folder = _extensions(environment)
-    with FileLock(_own_lock(environment)):
+    folder, stop = _extensions(environment), stop or threading.Event()
+    with _locked(_own_lock(environment), stop):
         for lock in _locks(folder):
             if time.time() - _last_written(lock.parent) > STALE_S:
                 lock.unlink(missing_ok=True)
                 say(f"removed {lock}, which a build that was killed had left")
         with tempfile.TemporaryFile() as output:
-            status = _watched(argv, environment, output.fileno(), say, timeout_s)
+            status = _watched(argv, environment, output.fileno(), say, timeout_s, stop)
             output.seek(0)
             text = output.read().decode("utf-8", "replace")
     if status is None:
@@ -105,8 +109,34 @@ def first_error(text: str) -> str:
     return next((line for line in lines if COMPILER_ERROR.search(line)), lines[-1] if lines else "")
 
 
+@contextlib.contextmanager
+def _locked(path: Path, stop: threading.Event) -> Iterator[None]:
+    """Hold the lock, however long others build, unless `stop` is set meanwhile."""
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=POLL_S)
+            break
+        except Timeout:
+            _check(stop)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Interrupted("stopped before gsplat's kernels were compiled; run again to continue")
+
+
 def _watched(
-    argv: Sequence[str], environment: Mapping[str, str], output: int, say: Callable[[str], None], timeout_s: float
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    output: int,
+    say: Callable[[str], None],
+    timeout_s: float,
+    stop: threading.Event,
 ) -> int | None:
     """Exit status of the build; None when it took too long and was ended."""
     began, told = time.monotonic(), 0.0
@@ -116,9 +146,10 @@ def _watched(
     try:
         while True:
             try:
-                return process.wait(timeout=1.0)
+                return process.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
                 passed = time.monotonic() - began
+            _check(stop)
             if passed > timeout_s:
                 return None
             if passed - told >= (TELL_EVERY_S if told else TELL_AFTER_S):

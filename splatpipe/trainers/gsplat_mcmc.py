@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cached_property
 from importlib import metadata
@@ -32,10 +33,10 @@ class GsplatTrainer:
         detail = f"{torch.cuda.device_count()} CUDA device(s)" if cuda else "no CUDA device: trains on the CPU"
         return TrainerInfo(self.name, True, version, detail, frozenset({"cpu", "cuda"} if cuda else {"cpu"}))
 
-    def prepare(self, device: str, say: Callable[[str], None]) -> None:
+    def prepare(self, device: str, say: Callable[[str], None], stop: threading.Event) -> None:
         """Have gsplat's kernels compiled, and a picture rendered with them, before any child needs them."""
         if device.startswith("cuda"):
-            ensure_built(visible_devices(device, self._cuda_environment), say)
+            ensure_built(visible_devices(device, self._cuda_environment), say, stop=stop)
 
     @cached_property
     def _cuda_environment(self) -> dict[str, str]:
