@@ -6,7 +6,8 @@ Each run trains a small scene in two patches on the trainer double (tests/double
 SIGINT, SIGTERM or SIGKILL, sent to splatpipe, to a trainer or to both, at a random moment between its start and its
 end, and is started again after each hit; then it is left to finish. After every hit and at the end are checked: the
 ledger (readable, SQLite's integrity check), every splat and JSON file under its final name (whole), and that no
-process of the run is left. The script ends with status 1 at the first thing that is wrong, and says what.
+process of the run is left. The script ends with status 1 at the first thing that is wrong, says what, and leaves that
+run's folder. With `--json` the tally is kept after every run, and the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,9 +25,9 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
@@ -35,12 +37,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from scenes import synthetic_scene, write_scene  # noqa: E402
 
+from splatpipe.files import read_json, write_json  # noqa: E402
 from splatpipe.layout import RunLayout  # noqa: E402
 from splatpipe.trainers.output import check_splat  # noqa: E402
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 TARGETS = ("splatpipe", "trainer", "both")
-LONGEST_S = 120.0  # for a run that is not interrupted, on a busy machine
+LONGEST_S = 300.0  # for a run that is not interrupted, on a busy machine
 SETTINGS = (
     *("training.iterations=60", "training.refine_start=10", "training.max_cap=500", "training.device=cpu"),
     *("patching.max_cameras=12", "limits.grace_s=2"),
@@ -56,6 +59,21 @@ class Tally:
     exits: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     finished: int = 0
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: Path | None, seed: int) -> Tally:
+        """What an earlier call of the script had reached; a new one where there is none."""
+        if path is None or not path.is_file():
+            return cls(seed=seed)
+        facts = read_json(path)
+        if facts["seed"] != seed:
+            raise SystemExit(f"{path} holds the tally of seed {facts['seed']}, not of {seed}; give another file")
+        return cls(**{**facts, "hits": Counter(facts["hits"]), "exits": Counter(facts["exits"])})
+
+    def save(self, path: Path | None) -> None:
+        if path is not None:
+            write_json(path, vars(self))
 
 
 class Wrong(Exception):
@@ -152,7 +170,6 @@ def check_finished(out: Path) -> None:
 
 def one_run(scene: Path, out: Path, rng: random.Random, hits: int, length: float, tally: Tally) -> float:
     """A run that is hit up to `hits` times, then finishes; gives `length` back, less where moments came too late."""
-    tally.runs += 1
     for _ in range(hits):
         process = start(scene, out)
         number, target = rng.choice(SIGNALS), rng.choice(TARGETS)
@@ -172,7 +189,7 @@ def one_run(scene: Path, out: Path, rng: random.Random, hits: int, length: float
         raise Wrong(f"did not finish, exit status {status}:\n{errors}")
     check(out)
     check_finished(out)
-    tally.finished += 1
+    tally.runs, tally.finished = tally.runs + 1, tally.finished + 1
     return length
 
 
@@ -192,32 +209,46 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    rng, tally = random.Random(given.seed), Tally()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    tally = Tally.load(given.json, given.seed)
+    folder = Path(tempfile.mkdtemp(prefix="interruptions-"))
+    try:
         write_scene(folder / "scene", synthetic_scene(n_cameras=25, n_points=400))
-        try:
-            length = length_of_a_run(folder / "scene", folder)
-            end = time.monotonic() + given.seconds
-            while tally.hits.total() < given.count and time.monotonic() < end:
-                left = given.count - tally.hits.total()
-                out = folder / f"run{tally.runs:03d}"
-                length = one_run(folder / "scene", out, rng, min(rng.randint(1, 4), left), length, tally)
-        except Wrong as wrong:
-            print(f"run {tally.runs - 1} (seed {given.seed}): {wrong}", file=sys.stderr)
-            return 1
-    report(tally, given.json)
+        interrupt(given, folder, tally)
+    except Wrong as wrong:
+        print(f"run {tally.runs} of seed {given.seed}, in {folder}: {wrong}", file=sys.stderr)
+        return 1
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)
+    report(tally)
     return 0
 
 
-def report(tally: Tally, path: Path | None) -> None:
+def interrupt(given: argparse.Namespace, folder: Path, tally: Tally) -> None:
+    """Runs until there were enough interruptions, or the time is over. Raises `Wrong`."""
+    length = length_of_a_run(folder / "scene", folder)
+    end = time.monotonic() + given.seconds
+    while tally.hits.total() < given.count and time.monotonic() < end:
+        left = given.count - tally.hits.total()
+        rng = random.Random(f"{given.seed}/{tally.runs}")  # the same run, whenever the script was started
+        out = folder / f"run{tally.runs:03d}"
+        before = deepcopy(tally)
+        try:
+            length = one_run(folder / "scene", out, rng, min(rng.randint(1, 4), left), length, tally)
+        except KeyboardInterrupt:
+            vars(tally).update(vars(before))  # a run that was cut off does not count
+            raise
+        shutil.rmtree(out)
+        tally.save(given.json)
+        print(f"{tally.hits.total()} of {given.count} interruptions, {tally.runs} runs", file=sys.stderr, flush=True)
+
+
+def report(tally: Tally) -> None:
     print(f"{tally.hits.total()} interruptions in {tally.runs} runs; {tally.finished} finished;")
     print(f"{tally.missed} more came too late. Signals, receivers and exit statuses of the interrupted process:")
     for name, count in sorted(tally.exits.items()):
         print(f"  {name}: {count}")
-    if path:
-        facts: dict[str, Any] = {"runs": tally.runs, "finished": tally.finished, "missed": tally.missed}
-        path.write_text(json.dumps(facts | {"hits": tally.hits, "exits": tally.exits}, indent=1))
 
 
 if __name__ == "__main__":
