@@ -39,6 +39,7 @@ class SceneSettings:
 
     images: str | None = None  # image folder below the scene, e.g. images_4; None: found by itself
     missing_images: Literal["error", "skip"] = "error"
+    masks: str | None = None  # folder of masks below the scene, e.g. masks; None: none are used
 
 
 @dataclass(frozen=True)

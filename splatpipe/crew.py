@@ -69,14 +69,14 @@ def choose_crew(config: Config, profile_folders: tuple[Path, ...]) -> Crew:
     lichtfeld = LichtfeldTrainer(Path(given.lfs_binary) if given.lfs_binary else None, profile)
     gsplat = GsplatTrainer()
     own, theirs = gsplat.probe(), lichtfeld.probe()
-    lacking = unavailable(given.options(), theirs.capabilities)  # of the options that the user asks for
+    wanted = (*(f"training.{name}" for name in given.options()), *(["scene.masks"] if config.scene.masks else []))
+    lacking = unavailable(wanted, theirs.capabilities)
     if trainer_name(config) == "lichtfeld":
         if not theirs.available:
             raise EnvironmentProblem(theirs.detail)
         if lacking:
             raise ConfigError(
-                f"training.{lacking[0]}: {theirs.version} has no such option; "
-                "leave it out, or use training.trainer: gsplat"
+                f"{lacking[0]}: {theirs.version} has no such option; leave it out, or use training.trainer: gsplat"
             )
         same_device = "cuda" in own.capabilities or "cuda" not in theirs.capabilities
         return Crew(lichtfeld, theirs, gsplat if same_device else None)

@@ -12,6 +12,7 @@ import numpy as np
 from splatpipe.config import Config
 from splatpipe.patches.visibility import visibility
 from splatpipe.planning import Plan
+from splatpipe.scene.masks import mask_paths
 
 STRADDLES = 0.1  # share of the points that a view sees which must lie in a second core
 METRICS = ("psnr", "ssim", "cc_psnr", "cc_ssim", "lpips", "cc_lpips")
@@ -27,7 +28,8 @@ class Judge:
 
         scene = plan.scene
         paths = tuple(scene.image_dir / name for name in scene.names)
-        self._views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes)
+        masks = mask_paths(scene.mask_dir, scene.names)
+        self._views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes, masks)
         self._holdout = plan.split.holdout
         self._plan, self._config, self._device = plan, config, device
         folder = config.evaluation.lpips_weights

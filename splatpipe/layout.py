@@ -19,6 +19,11 @@ class PatchLayout:
         return self.root / "images"
 
     @property
+    def masks(self) -> Path:
+        """Links to masks, named as the scene's are (only where there are any)."""
+        return self.root / "masks"
+
+    @property
     def sparse(self) -> Path:
         """The model others open: cameras.bin, images.bin, points3D.bin (hold-out views left out)."""
         return self.root / "sparse" / "0"

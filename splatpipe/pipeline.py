@@ -193,7 +193,7 @@ def status(run_folder: Path) -> dict[str, Any]:
 
 def _read(options: RunOptions) -> SceneReading:
     settings = options.config.scene
-    return read_scene(options.scene, settings.images, settings.missing_images)
+    return read_scene(options.scene, settings.images, settings.missing_images, settings.masks)
 
 
 @contextlib.contextmanager

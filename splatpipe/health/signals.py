@@ -53,7 +53,10 @@ class Signals:
         if not self._measured and seen.view.name == training.data.views.names[0]:
             self._measured = True
             with torch.no_grad():
-                self._psnr = _finite(psnr(seen.image.clamp(0, 1).cpu().numpy(), seen.view.image.cpu().numpy()))
+                image, mask = seen.image.clamp(0, 1).cpu().numpy(), seen.view.mask
+                self._psnr = _finite(
+                    psnr(image, seen.view.image.cpu().numpy(), None if mask is None else mask.cpu().numpy())
+                )
 
     @torch.no_grad()
     def sample(self, training: Training, seen: Seen) -> Sample:

@@ -56,7 +56,7 @@ def evaluate_splat(
         width, height = (int(pixels) for pixels in small.sizes[i])
         return load_image(small.paths[i], width, height)
 
-    return evaluate_views(render, photograph, small.names, on_view, perceptual)
+    return evaluate_views(render, photograph, small.names, on_view, perceptual, small.mask)
 
 
 class Renderer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from splatpipe.layout import PatchLayout
 from splatpipe.patches.patch import Patch, Role
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.colmap import assemble, read_model, write_model
+from splatpipe.scene.masks import mask_name, mask_paths
 from splatpipe.scene.tracks import observations_of
 
 SAMPLE = 20_000  # core points that stand for all when distances are measured
@@ -39,6 +41,7 @@ class PatchData:
     sizes: NDArray[np.int32]  # (C, 2) width, height
     points: NDArray[np.float64]  # (P, 3)
     colors: NDArray[np.uint8]  # (P, 3)
+    masks: tuple[Path | None, ...] = ()  # of each image, None without one
 
 
 def normalising_similarity(scene: Scene, patch: Patch) -> Similarity:
@@ -82,31 +85,50 @@ def write_dataset(
         draft = PatchLayout(temporary)
         write_model(scene, patch.camera_index, patch.point_index, draft.sparse, similarity)
         _link_images(scene, patch.camera_index, draft.images, layout)
+        _link_masks(scene, patch.camera_index, draft.masks, layout)
         if len(patch.holdout_cameras):
             held = PatchLayout(draft.holdout)
             # Views to be judged need no points; repeating the patch's would double what is written.
             write_model(scene, patch.holdout_cameras, patch.point_index[:0], held.sparse, similarity)
             _link_images(scene, patch.holdout_cameras, held.images, layout)
+            _link_masks(scene, patch.holdout_cameras, held.masks, layout)
         record = patch.to_json(scene) | {
             "similarity": {"scale": similarity.scale, "translation": list(similarity.translation)},
             "stats": stats.to_json() if stats else None,
             "preflight": preflight.to_json() if preflight else None,
+            "masks": masked_images(scene, patch),
         }
         write_json(draft.patch_json, record)
 
 
+def masked_images(scene: Scene, patch: Patch) -> list[str]:
+    """Names of the patch's images, hold-out views too, that have a mask."""
+    names = [scene.names[i] for i in (*patch.camera_index, *patch.holdout_cameras)]
+    return [name for name, path in zip(names, mask_paths(scene.mask_dir, names), strict=True) if path]
+
+
 def _link_images(scene: Scene, cameras: NDArray[np.int64], folder: Path, layout: PatchLayout) -> None:
-    """Link each camera's image below `folder`, sub-folders kept.
+    _link_files(scene.image_dir, [scene.names[i] for i in cameras], folder, layout)
+
+
+def _link_masks(scene: Scene, cameras: NDArray[np.int64], folder: Path, layout: PatchLayout) -> None:
+    if scene.mask_dir is not None:
+        found = [mask_name(scene.mask_dir, scene.names[i]) for i in cameras]
+        _link_files(scene.mask_dir, [name for name in found if name is not None], folder, layout)
+
+
+def _link_files(source: Path, names: Iterable[str], folder: Path, layout: PatchLayout) -> None:
+    """Link the files called `names` in `source` below `folder`, sub-folders kept.
 
     Links are relative where scene and run share a tree, so that the tree can be moved; `folder` is a sibling
     of its final place, at the same depth.
     """
-    source = scene.image_dir.resolve()
+    source = source.resolve()
     root = layout.root.resolve()
     run = root.parent.parent
     relative = source.is_relative_to(run) or root.is_relative_to(source.parent)
-    for i in cameras:
-        link, target = folder / scene.names[i], source / scene.names[i]
+    for name in names:
+        link, target = folder / name, source / name
         link.parent.mkdir(parents=True, exist_ok=True)
         _link(link, Path(os.path.relpath(target, link.parent.resolve())) if relative else target, target)
 
@@ -135,6 +157,7 @@ def read_dataset(folder: Path) -> PatchData:
         sizes=scene.sizes,
         points=scene.points,
         colors=scene.colors,
+        masks=mask_paths(layout.masks if layout.masks.is_dir() else None, scene.names),
     )
 
 

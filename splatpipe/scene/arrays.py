@@ -46,6 +46,7 @@ class Scene:
     track_offsets: NDArray[np.int64]  # (P + 1,) CSR offsets into the two arrays below
     track_cameras: NDArray[np.int32]  # (T,) index of the observing camera
     track_xy: NDArray[np.float32]  # (T, 2) the observation, pixels
+    mask_dir: Path | None = None  # where `scene.masks.mask_paths` finds masks of images; None: there are none
 
     @cached_property
     def centers(self) -> NDArray[np.float64]:

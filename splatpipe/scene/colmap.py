@@ -18,6 +18,7 @@ from splatpipe.scene.arrays import Intrinsics, Scene, Similarity
 from splatpipe.scene.binary import read_binary
 from splatpipe.scene.findings import Finding
 from splatpipe.scene.intrinsics import pinhole_matrix, rescaled
+from splatpipe.scene.masks import with_masks
 from splatpipe.scene.model import Model, rows_of_ids
 from splatpipe.scene.text import read_text
 from splatpipe.scene.tracks import group, kept_tracks
@@ -36,12 +37,16 @@ class SceneReading:
 
 
 def read_scene(
-    root: Path, images: str | None = None, missing_images: Literal["error", "skip"] = "error"
+    root: Path,
+    images: str | None = None,
+    missing_images: Literal["error", "skip"] = "error",
+    masks: str | None = None,
 ) -> SceneReading:
     """Read the COLMAP model and the image headers of the scene folder `root`.
 
     `images` names the image folder below `root`; intrinsics follow if all its images are smaller by one factor.
-    With `missing_images="skip"` cameras whose file is not there are left out. Raises `SceneError`.
+    With `missing_images="skip"` cameras whose file is not there are left out. `masks` names the folder of masks
+    below `root`. Raises `SceneError`.
     """
     model_dir = find_model(root)
     model = read_model(model_dir)
@@ -51,12 +56,14 @@ def read_scene(
     scene, more = assemble(model, model_dir, folder)
     sizes = photographs.image_sizes(folder, scene.names)
     scale = photographs.common_scale(scene.names, sizes, scene.sizes)
+    model_sizes = scene.sizes
     if scale != 1.0:
         w, h = sizes[0].tolist()
         message = f"images are {scale:.4g} times the size the cameras say ({w}x{h}); intrinsics are scaled to them"
         more.append(Finding("rescaled_images", "note", message, {"scale": scale}))
         scene = rescaled(scene, sizes)
-    return SceneReading(scene, tuple(findings + more))
+    scene, of_masks = with_masks(scene, root, masks, model_sizes)
+    return SceneReading(scene, tuple(findings + more + of_masks))
 
 
 def find_model(root: Path) -> Path:

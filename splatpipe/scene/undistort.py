@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from splatpipe.scene.arrays import Scene
 from splatpipe.scene.colmap import assemble, read_model, write_model
 from splatpipe.scene.intrinsics import PINHOLE_MODELS
 from splatpipe.scene.library import load_pycolmap
+from splatpipe.scene.masks import mask_paths, undistort_masks
 
 FULL = 1 << 20  # bytes; a disk with less is full
 KEY_FILE = "undistorted.json"
@@ -49,9 +51,12 @@ def undistort(scene: Scene, cache: Path, announce: Callable[[str], None] | None 
             announce(f"undistorting {scene.n_cameras} images into {cache} (once)")
         with atomic_folder(cache) as temporary:
             _fill(scene, temporary)
+            if scene.mask_dir is not None:
+                undistort_masks(scene, temporary / "masks")
             write_json(temporary / KEY_FILE, {"key": key})
     images = cache / "images"
-    return assemble(read_model(cache / "sparse"), cache / "sparse", images)[0]
+    undistorted = assemble(read_model(cache / "sparse"), cache / "sparse", images)[0]
+    return undistorted if scene.mask_dir is None else replace(undistorted, mask_dir=cache / "masks")
 
 
 def _key(scene: Scene) -> str:
@@ -62,6 +67,9 @@ def _key(scene: Scene) -> str:
     for name in scene.names:
         stat = (scene.image_dir / name).stat()
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    for mask in filter(None, mask_paths(scene.mask_dir, scene.names)):
+        stat = mask.stat()
+        digest.update(f"{mask}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     arrays: tuple[NDArray[Any], ...] = (
         scene.image_ids,
         scene.viewmats,

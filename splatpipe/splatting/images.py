@@ -50,6 +50,19 @@ def load_pixels(path: Path, width: int, height: int) -> NDArray[np.uint8]:
         ) from error
 
 
+def load_mask(path: Path, width: int, height: int) -> NDArray[np.bool_]:
+    """(height, width) True where a pixel takes part: it and all that it is made of are white in the mask.
+
+    Raises SceneError when the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            white = image.convert("L").point(lambda value: 255 if value >= 128 else 0)
+            return np.array(_resize(white, width, height)) >= 253
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
+        raise SceneError(f"{path} is not a readable mask ({error}); replace it or remove it.") from error
+
+
 def _resized(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     if image.mode in WIDE_MODES:
         grey = Image.fromarray(np.asarray(image, np.float32) * (255 / 65535))

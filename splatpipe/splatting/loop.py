@@ -80,6 +80,8 @@ class TrainingJob:
         settings = asdict(self.settings) | {"checkpoint_every": 0, "image_cache_gb": 0}
         settings = {k: v for k, v in settings.items() if k not in OPTIONS} | self.settings.options()
         facts = [settings, self.init_scaling, data.views.names, len(data.points)]
+        if any(data.views.masks):
+            facts.append([mask is not None for mask in data.views.masks])
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(data.points).tobytes())
         return digest.hexdigest()
@@ -311,7 +313,7 @@ class Training:
             self._skip_blind(view.name)
             return None
         self._blind_in_a_row = 0
-        loss = photometric_loss(image, view.image, s.ssim_lambda)
+        loss = photometric_loss(image, view.image, s.ssim_lambda, view.mask)
         loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
         value = float(loss.detach())
         if not np.isfinite(value):

@@ -241,13 +241,19 @@ def _check(render: Any, target: Any) -> None:
         raise ValueError(f"target is on {target.device}, but render on {render.device}")
 
 
-def photometric_loss(render: torch.Tensor, target: torch.Tensor, ssim_lambda: float) -> torch.Tensor:
+def photometric_loss(
+    render: torch.Tensor, target: torch.Tensor, ssim_lambda: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """(1 - ssim_lambda) L1 + ssim_lambda (1 - SSIM) of two (H, W, 3) float32 images in 0 to 1, a scalar.
 
     Differentiable with respect to `render`. An image less than 11 pixels wide or high has no SSIM window;
-    its loss is L1 alone. Raises ValueError for other shapes, dtypes or devices.
+    its loss is L1 alone. Pixels outside `mask` (H, W) bool are taken to be black in both images; the means stay
+    those over all pixels, so that a pixel weighs the same in every view. Raises ValueError for other shapes, dtypes
+    or devices.
     """
     _check(render, target)
+    if mask is not None:
+        render, target = render * mask[..., None], target * mask[..., None]
     if min(render.shape[:2]) < WINDOW:
         return (render - target).abs().mean()
     if render.device.type == "cpu":

@@ -17,6 +17,7 @@ from scipy.ndimage import correlate1d
 from splatpipe.files import atomic_path
 
 Picture = NDArray[np.floating]  # (H, W, 3) in [0, 1]
+Mask = NDArray[np.bool_] | None  # (H, W) True for the pixels that count
 Perceptual = Callable[[Picture, Picture], float]  # (render, photograph) to a distance, 0 for equal pictures
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -65,22 +66,29 @@ class Evaluation:
         return Evaluation(tuple(view for view in self.views if view.name in set(names)))
 
 
-def psnr(render: Picture, photograph: Picture) -> float:
-    """Peak signal-to-noise ratio in dB, data range 1, the render clamped to [0, 1]. Never above 100."""
+def psnr(render: Picture, photograph: Picture, mask: Mask = None) -> float:
+    """Peak signal-to-noise ratio in dB, data range 1, the render clamped to [0, 1]. Never above 100.
+
+    Of the pixels in `mask` only, where one is given.
+    """
     difference = np.clip(render, 0, 1).astype(np.float64) - photograph
+    difference = difference if mask is None else difference[mask]
     return float(-10 * np.log10(max(float(np.mean(difference**2)), 10 ** (-MAX_PSNR / 10))))
 
 
-def ssim(render: Picture, photograph: Picture) -> float:
+def ssim(render: Picture, photograph: Picture, mask: Mask = None) -> float:
     """Mean structural similarity over the pixels whose whole window lies inside the picture.
 
     Wang et al. 2004: Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1. This is
     what torchmetrics computes and gsplat's evaluation reports; INRIA's code pads and comes out
     a little higher. Pictures must be at least 11 pixels wide and high (ValueError).
+    With a mask, pixels outside are black in both pictures, and windows count whose centre is inside.
     """
     if min(render.shape[:2]) < WINDOW:
         raise ValueError(f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, not {render.shape[:2]}")
     a, b = np.clip(render, 0, 1).astype(np.float64), np.asarray(photograph, np.float64)
+    if mask is not None:
+        a, b = a * mask[..., None], b * mask[..., None]
     mean_a, mean_b = _blur(a), _blur(b)
     variance_a = np.maximum(_blur(a * a) - mean_a**2, 0)
     variance_b = np.maximum(_blur(b * b) - mean_b**2, 0)
@@ -88,19 +96,25 @@ def ssim(render: Picture, photograph: Picture) -> float:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
-    return float(np.mean(luminance * structure))
+    values = luminance * structure
+    if mask is not None:
+        values = values[mask[WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)]]
+    return float(np.mean(values)) if values.size else 1.0
 
 
-def color_corrected(render: Picture, photograph: Picture) -> Picture:
+def color_corrected(render: Picture, photograph: Picture, mask: Mask = None) -> Picture:
     """The render with each channel's gain and offset removed, clamped to [0, 1].
 
     gsplat's `color_correct_affine`, after multinerf: fit render = a x photograph + b by least squares, then
-    invert it. A channel that does not follow its photograph at all (a = 0) is only shifted.
+    invert it. A channel that does not follow its photograph at all (a = 0) is only shifted. With a mask, the fit is
+    that of the pixels inside.
     """
     picture, truth = np.clip(render, 0, 1).astype(np.float64), np.asarray(photograph, np.float64)
-    mean, mean_truth = picture.mean(axis=(0, 1)), truth.mean(axis=(0, 1))
-    covariance = (picture * truth).mean(axis=(0, 1)) - mean * mean_truth
-    variance = (truth**2).mean(axis=(0, 1)) - mean_truth**2
+    inside = ... if mask is None else mask
+    pixels, true_pixels = picture[inside].reshape(-1, 3), truth[inside].reshape(-1, 3)
+    mean, mean_truth = pixels.mean(axis=0), true_pixels.mean(axis=0)
+    covariance = (pixels * true_pixels).mean(axis=0) - mean * mean_truth
+    variance = (true_pixels**2).mean(axis=0) - mean_truth**2
     gain = covariance / np.maximum(variance, 1e-8)
     gain = np.where(np.abs(gain) < 1e-8, 1.0, gain)
     return np.clip((picture - mean) / gain + mean_truth, 0, 1)
@@ -122,10 +136,11 @@ def evaluate_views(
     names: Sequence[str],
     on_view: Callable[[ViewMetrics, Picture, Picture], None] | None = None,
     perceptual: Perceptual | None = None,
+    mask: Callable[[int], Mask] | None = None,
 ) -> Evaluation:
     """Every metric of `render(i)` against `photograph(i)` for each name; holds one pair in memory at a time.
 
-    LPIPS only when `perceptual` is given.
+    LPIPS only when `perceptual` is given. `mask(i)` says which pixels count; the others become black in both.
 
     `on_view(metrics, render, photograph)` is called for each view while both pictures are at hand.
     """
@@ -134,18 +149,23 @@ def evaluate_views(
         picture, truth = np.clip(np.asarray(render(i)), 0, 1), photograph(i)
         if picture.shape != truth.shape:
             raise ValueError(f"{name}: rendered at {picture.shape}, photographed at {truth.shape}")
-        views.append(view_metrics(name, picture, truth, perceptual))
+        inside = mask(i) if mask else None
+        if inside is not None:
+            picture, truth = picture * inside[..., None], truth * inside[..., None]
+        views.append(view_metrics(name, picture, truth, perceptual, inside))
         if on_view:
             on_view(views[-1], picture, truth)
     return Evaluation(tuple(views))
 
 
-def view_metrics(name: str, render: Picture, photograph: Picture, perceptual: Perceptual | None = None) -> ViewMetrics:
+def view_metrics(
+    name: str, render: Picture, photograph: Picture, perceptual: Perceptual | None = None, mask: Mask = None
+) -> ViewMetrics:
     """Every metric of one view."""
-    corrected = color_corrected(render, photograph)
+    corrected = color_corrected(render, photograph, mask)
     pairs = ((render, photograph), (corrected, photograph))
     (lpips, cc_lpips) = (perceptual(*pair) for pair in pairs) if perceptual else (None, None)
-    (plain, cc) = ((psnr(*pair), ssim(*pair)) for pair in pairs)
+    (plain, cc) = ((psnr(*pair, mask), ssim(*pair, mask)) for pair in pairs)
     return ViewMetrics(name, *plain, *cc, lpips, cc_lpips)
 
 

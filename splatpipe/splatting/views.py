@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatpipe.splatting.images import load_pixels, scaled_K, training_size
+from splatpipe.errors import SceneError
+from splatpipe.splatting.images import load_mask, load_pixels, scaled_K, training_size
+
+_Decoded = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,7 @@ class Views:
     viewmats: NDArray[np.float64]
     Ks: NDArray[np.float64]
     sizes: NDArray[np.int32]
+    masks: tuple[Path | None, ...] = ()  # of each photograph, None without one; empty: there are none at all
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,6 +39,7 @@ class Views:
             self.viewmats[index],
             self.Ks[index],
             self.sizes[index],
+            tuple(self.masks[i] for i in index) if self.masks else (),
         )
 
     def resized(self, downscale: float, max_width: int) -> Views:
@@ -42,12 +47,26 @@ class Views:
         sizes = np.array([training_size(int(w), int(h), downscale, max_width) for w, h in self.sizes], np.int32)
         rows = zip(self.Ks, self.sizes, sizes, strict=True)
         Ks = np.array([scaled_K(K, before, after) for K, before, after in rows]).reshape(-1, 3, 3)
-        return Views(self.names, self.paths, self.viewmats, Ks, sizes.reshape(-1, 2))
+        return Views(self.names, self.paths, self.viewmats, Ks, sizes.reshape(-1, 2), self.masks)
+
+    def mask(self, index: int) -> NDArray[np.bool_] | None:
+        """(H, W) True for the pixels of a photograph that take part; None where all do. Raises `SceneError`."""
+        path = self.masks[index] if self.masks else None
+        if path is None:
+            return None
+        width, height = (int(v) for v in self.sizes[index])
+        mask = load_mask(path, width, height)
+        if not mask.any():
+            raise SceneError(f"{path} leaves nothing of its image at {width}x{height} pixels; remove it or the image")
+        return mask
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One camera on the training device: viewmat (1, 4, 4), K (1, 3, 3), image (H, W, 3) in 0..1."""
+    """One camera on the training device: viewmat (1, 4, 4), K (1, 3, 3), image (H, W, 3) in 0..1.
+
+    `mask` (H, W) bool is False for pixels that take no part, which are black in `image`; None where all take part.
+    """
 
     name: str
     viewmat: torch.Tensor
@@ -55,6 +74,7 @@ class View:
     image: torch.Tensor
     width: int
     height: int
+    mask: torch.Tensor | None = None
 
 
 class ViewLoader:
@@ -68,8 +88,8 @@ class ViewLoader:
         self._device = device
         self._budget = cache_bytes
         self._used = 0
-        self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._pending: dict[int, Future[NDArray[np.uint8]]] = {}
+        self._cache: OrderedDict[int, _Decoded] = OrderedDict()
+        self._pending: dict[int, Future[_Decoded]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._viewmats = torch.tensor(views.viewmats, dtype=torch.float32, device=device)
         self._Ks = torch.tensor(views.Ks, dtype=torch.float32, device=device)
@@ -81,27 +101,35 @@ class ViewLoader:
 
     def get(self, index: int) -> View:
         """The view at `index`. Raises `SceneError` when its photograph cannot be read."""
-        pixels = self._pixels(index)
+        pixels, mask = self._pixels(index)
         image = torch.from_numpy(pixels).to(self._device).float().mul_(1 / 255)
         height, width = pixels.shape[:2]
         one = slice(index, index + 1)
-        return View(self.views.names[index], self._viewmats[one], self._Ks[one], image, width, height)
+        part = None if mask is None else torch.from_numpy(mask).to(self._device)
+        return View(self.views.names[index], self._viewmats[one], self._Ks[one], image, width, height, part)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
+    def _pixels(self, index: int) -> _Decoded:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
         pending = self._pending.pop(index, None)
-        pixels = pending.result() if pending else self._decode(index)
-        self._cache[index] = pixels
-        self._used += pixels.nbytes
+        decoded = pending.result() if pending else self._decode(index)
+        self._cache[index] = decoded
+        self._used += _bytes(decoded)
         while self._used > self._budget and len(self._cache) > 1:
-            self._used -= self._cache.popitem(last=False)[1].nbytes
-        return pixels
+            self._used -= _bytes(self._cache.popitem(last=False)[1])
+        return decoded
 
-    def _decode(self, index: int) -> NDArray[np.uint8]:
+    def _decode(self, index: int) -> _Decoded:
         width, height = (int(v) for v in self.views.sizes[index])
-        return load_pixels(self.views.paths[index], width, height)
+        pixels, mask = load_pixels(self.views.paths[index], width, height), self.views.mask(index)
+        if mask is not None:
+            pixels[~mask] = 0
+        return pixels, mask
+
+
+def _bytes(decoded: _Decoded) -> int:
+    return sum(array.nbytes for array in decoded if array is not None)

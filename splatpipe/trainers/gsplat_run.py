@@ -94,7 +94,7 @@ def use_threads(device: torch.device, threads: int) -> None:
 
 def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
     patch = read_dataset(request.patch.root)
-    views = Views(patch.names, patch.image_paths, patch.viewmats, patch.Ks, patch.sizes)
+    views = Views(patch.names, patch.image_paths, patch.viewmats, patch.Ks, patch.sizes, patch.masks)
     used = np.array([i for i, name in enumerate(views.names) if name not in set(request.skip_cameras)], np.int64)
     size = request.settings.downscale, request.settings.max_width
     data = TrainingData(views.take(used).resized(*size), patch.points, patch.colors)
@@ -104,7 +104,7 @@ def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
 def load_holdout(request: TrainRequest) -> Views:
     """The hold-out views of the patch at training size."""
     held = read_dataset(request.patch.holdout)
-    views = Views(held.names, held.image_paths, held.viewmats, held.Ks, held.sizes)
+    views = Views(held.names, held.image_paths, held.viewmats, held.Ks, held.sizes, held.masks)
     return views.resized(request.settings.downscale, request.settings.max_width)
 
 
@@ -128,7 +128,8 @@ def evaluate(params: Params, holdout: Views, request: TrainRequest, device: torc
             view = loader.get(i)
             image = render(params, view, sh_degree=request.settings.sh_degree)[0].clamp(0, 1).cpu().numpy()
             photograph = view.image.cpu().numpy()
-            row = {"image": name, "psnr": round(psnr(image, photograph), 4), "ssim": round(ssim(image, photograph), 5)}
+            of = image, photograph, None if view.mask is None else view.mask.cpu().numpy()
+            row = {"image": name, "psnr": round(psnr(*of), 4), "ssim": round(ssim(*of), 5)}
             rows.append(row)
             report("evaluated", **row)  # a sign of life: many large views take longer than the silence limit
     loader.close()

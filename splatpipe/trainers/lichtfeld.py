@@ -77,7 +77,8 @@ class LichtfeldTrainer:
             spare_memory=0 < settings.image_cache_gb * GIB < measured.decoded_bytes,
             tile_mode=int(config.get("tile_mode", 1)),
         )
-        options = option_arguments(settings.options(), binary.flags)
+        used = (*settings.options(), *(["masks"] if request.patch.masks.is_dir() else []))
+        options = option_arguments(used, binary.flags)
         argv = (str(binary.path), *arguments(plan, binary.flags), *options)
         on_gpu = request.device.startswith("cuda")  # else it was not chosen by us: LFS trains on nothing but a GPU
         env = visible_devices(request.device, os.environ) if on_gpu else dict(os.environ)

@@ -79,4 +79,6 @@ def stage(patch: PatchLayout, model: Model, skip: Collection[str], folder: Path)
     staged = PatchLayout(folder)
     write_binary(staged.sparse, model)
     staged.images.symlink_to(patch.images.resolve(), target_is_directory=True)
+    if patch.masks.is_dir():
+        staged.masks.symlink_to(patch.masks.resolve(), target_is_directory=True)
     return folder.resolve()

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 # Option of TrainSettings -> (flag, its argument or "" for a switch), the newest builds' first.
 WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "random_background": (("bg-mode", "random"),),
+    "masks": (("mask-mode", "ignore"),),  # of the data set, not of TrainSettings
 }
 
 
@@ -25,5 +26,6 @@ def option_arguments(options: Iterable[str], flags: Collection[str]) -> tuple[st
 
 
 def unavailable(options: Iterable[str], flags: Collection[str]) -> tuple[str, ...]:
-    """Those of `options` that the build with these flags cannot do."""
-    return tuple(option for option in options if not any(flag in flags for flag, _ in WAYS.get(option, ())))
+    """Those of `options`, settings with their section, that the build with these flags cannot do."""
+    known = {option: WAYS.get(option.rpartition(".")[2], ()) for option in options}
+    return tuple(option for option, ways in known.items() if not any(flag in flags for flag, _ in ways))
