@@ -25,10 +25,18 @@ def _facts(layout: RunLayout, patch_id: str) -> dict[str, float | None]:
     """Numbers of patch.json by name; counts of each camera become their share, smallest and median."""
     try:
         record = read_json(layout.patch(patch_id).patch_json)
-    except (OSError, ValueError) as error:
+        return _numbers(record)
+    except OSError as error:
         known = sorted(folder.name for folder in layout.patches.glob("*") if folder.is_dir())
         there = f"; it has {known[0]} to {known[-1]}" if known else ", it was not split yet"
         raise RunFolderError(f"{layout.root}: no readable patch {patch_id}{there}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunFolderError(
+            f"{layout.patch(patch_id).patch_json} is damaged ({error}); the next splatpipe run writes it anew"
+        ) from error
+
+
+def _numbers(record: Any) -> dict[str, float | None]:
     stats = dict(record["stats"])
     facts: dict[str, float | None] = {}
     for rung, counts in stats.pop("visible").items():

@@ -25,6 +25,7 @@ from splatpipe.policy.probe import ProbeSettings
 from splatpipe.policy.remedies import RetrySettings
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import Limits
+from splatpipe.yamltext import YamlProblem, compose_yaml, load_yaml
 
 FILE_NAME = "splat_config.yml"
 PROFILE_FOLDER = "lfs_configs"
@@ -40,6 +41,7 @@ class SceneSettings:
     images: str | None = None  # image folder below the scene, e.g. images_4; None: found by itself
     missing_images: Literal["error", "skip"] = "error"
     masks: str | None = None  # folder of masks below the scene, e.g. masks; None: none are used
+    outside_links: Literal["refuse", "follow"] = "refuse"  # images that are links to places outside the scene
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,10 @@ def _read_yaml(path: Path, sources: dict[tuple[str, ...], _Source], problems: li
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        root, data = compose_yaml(text)
+    except YamlProblem as error:
+        place = f"{path}:{error.line}:{error.column}" if error.line else str(path)
+        raise ConfigError(f"{place}: not valid YAML ({error.problem})") from error
     if data is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
@@ -217,8 +217,8 @@ def _apply_override(
         problems.append(f"{override!r}: an override looks like training.iterations=2000")
         return
     try:
-        value = yaml.safe_load(text) if text.strip() else None
-    except yaml.YAMLError:
+        value = load_yaml(text) if text.strip() else None
+    except YamlProblem:
         value = text
     place = data
     for key in keys[:-1]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from splatpipe.errors import EnvironmentProblem, RunFolderError, SplatpipeError
+from splatpipe.errors import EnvironmentProblem, LedgerDamaged, RunFolderError, SplatpipeError
+from splatpipe.storage.filesystem import is_network
 
 APPLICATION = 0x53504C54  # "SPLT": marks the file as ours
 BUSY_S = 30.0
@@ -46,6 +47,10 @@ class Database:
         """The rows of one query."""
         with self._told(), self._lock:
             return self._db.execute(sql, values).fetchall()
+
+    def quick_check(self) -> str:
+        """SQLite's own verdict on the file's pages: "ok", or what is wrong first."""
+        return str(self.read("PRAGMA quick_check(1)")[0][0])
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -83,8 +88,10 @@ class Database:
             if empty:
                 raise RunFolderError(f"{self.path}: this ledger is empty; nothing has run here yet.")
             return
-        with contextlib.suppress(sqlite3.OperationalError):  # network file systems: stay with the rollback journal
-            self._db.execute("PRAGMA journal_mode = WAL")
+        # WAL needs memory that all readers share, which machines on a network file system do not.
+        journal = "DELETE" if is_network(self.path) else "WAL"
+        with contextlib.suppress(sqlite3.OperationalError):  # where that cannot be, the rollback journal stays
+            self._db.execute(f"PRAGMA journal_mode = {journal}")
         self._db.execute("PRAGMA synchronous = FULL")
         if empty:
             self._create(tables)
@@ -112,6 +119,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _sentence(self.path, error) from error
+        except UnicodeDecodeError as error:  # SQLite's own message quotes a damaged name
+            raise damaged(self.path, error) from error
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
@@ -135,14 +144,19 @@ def _reading(path: Path) -> str:
     return "?mode=ro&immutable=1" if frozen else "?mode=ro"
 
 
+def damaged(path: Path, what: object) -> LedgerDamaged:
+    """The sentence for a file with damaged contents."""
+    return LedgerDamaged(
+        f"{path}: the ledger is damaged ({what}); splatpipe run on this folder makes it anew from its attempts."
+    )
+
+
 def _sentence(path: Path, error: sqlite3.Error) -> SplatpipeError:
     text = str(error)
     if any(word in text for word in ("full", "readonly", "unable to open", "disk I/O", "permission")):
         return EnvironmentProblem(f"{path}: cannot be written or read ({text}); check free space and permissions.")
     if "locked" in text or "busy" in text:
         return RunFolderError(f"{path}: another process has held the ledger for {BUSY_S:.0f} s; end it and try again.")
-    if any(word in text for word in ("not a database", "malformed")):
-        return RunFolderError(
-            f"{path}: the ledger is damaged ({text}); move it away to start the record anew, the attempts are kept."
-        )
+    if any(word in text for word in ("not a database", "malformed", "Could not decode", "file format", "no such")):
+        return damaged(path, text)
     return RunFolderError(f"{path}: the ledger cannot be used ({text}).")

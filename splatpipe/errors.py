@@ -25,6 +25,10 @@ class RunFolderError(SplatpipeError):
     """A run folder that cannot be used: locked by another run, made from another scene, unwritable."""
 
 
+class LedgerDamaged(RunFolderError):
+    """The ledger of a run cannot be read any more; what is in the attempts' folders still can."""
+
+
 class EnvironmentProblem(SplatpipeError):
     """The machine lacks something the run needs: a driver, a binary, disk space."""
 

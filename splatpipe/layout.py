@@ -58,6 +58,11 @@ class AttemptLayout:
         return self.root / "log.txt"
 
     @property
+    def record(self) -> Path:
+        """How the attempt ended, for the day the ledger is lost."""
+        return self.root / "attempt.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -80,6 +85,11 @@ class RunLayout:
     @property
     def lock(self) -> Path:
         return self.root / "run.lock"
+
+    @property
+    def owner(self) -> Path:
+        """Who holds the lock."""
+        return self.root / "run.owner.json"
 
     @property
     def ledger(self) -> Path:
@@ -139,5 +149,9 @@ class RunLayout:
         """A short training that helps to decide the first rung."""
         return AttemptLayout(self.root / "probes" / patch_id / f"{n:02d}")
 
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
     def attempt(self, patch_id: str, n: int) -> AttemptLayout:
-        return AttemptLayout(self.root / "attempts" / patch_id / f"{n:02d}")
+        return AttemptLayout(self.attempts / patch_id / f"{n:02d}")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from splatpipe.database import Database
+from splatpipe.database import Database, damaged
 from splatpipe.failures.classes import FailureClass
+from splatpipe.records import AttemptRecord, write_record
 from splatpipe.trainers.base import Attempt, TrainRequest
 
 SCHEMA = 3
@@ -127,8 +129,8 @@ class ProbeRecord:
 class Ledger:
     """One run's record. Safe to use from several threads; several processes may read while one writes.
 
-    Opening raises RunFolderError for a file that is damaged, foreign or from a newer splatpipe, and
-    EnvironmentProblem where the disk is full or read-only; so does every method.
+    Opening raises LedgerDamaged for a file that is damaged, RunFolderError for one that is foreign or from a newer
+    splatpipe, and EnvironmentProblem where the disk is full or read-only; so does every method.
     """
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
@@ -218,6 +220,42 @@ class Ledger:
         )
         with self._db.write() as db:
             db.execute(sql, values)
+        self._keep_record(attempt)
+
+    def _keep_record(self, attempt: Attempt) -> None:
+        """Note the attempt in its folder as well, as the ledger now has it."""
+        request = attempt.request
+        sql = "SELECT * FROM attempts WHERE patch = ? AND n = ?"
+        with self._decoding():
+            for row in self._db.read(sql, request.patch_id, request.attempt):
+                write_record(AttemptRecord(replace(_attempt(row), request=request), row["remedy"], row["why"] or ""))
+
+    def restore_attempt(self, record: AttemptRecord, counts: bool = True) -> None:
+        """Put back an attempt of a lost ledger; `counts` False: it was superseded."""
+        attempt, request = record.attempt, record.attempt.request
+        sql = """INSERT OR REPLACE INTO attempts (patch, n, request, init_scaling, remedy, why, state, superseded,
+            class, line, exit_status, started, ended, step, gaussians, peak_rss, peak_vram, splat, health, warnings,
+            spent, stalled) VALUES (?, ?, ?, ?, ?, ?, 'ended', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        values = (
+            *(request.patch_id, request.attempt, _json(request.to_json()), request.init_scaling),
+            *(record.remedy, record.why, not counts, attempt.failure, attempt.line, attempt.exit_status),
+            *(attempt.started, attempt.ended, attempt.last_step, attempt.gaussians),
+            *(attempt.peak_rss_bytes, attempt.peak_vram_bytes, str(attempt.splat) if attempt.splat else None),
+            *(_json(attempt.health), _json(list(attempt.warnings)), attempt.spent, attempt.stalled),
+        )
+        with self._db.write() as db:
+            db.execute(sql, values)
+
+    def lose_splat(self, patch_id: str, line: str) -> None:
+        """Note that the splat of a trained patch is gone or damaged: its attempt goes on from its last checkpoint."""
+        sql = """UPDATE attempts SET class = ?, line = ?, splat = NULL WHERE patch = ? AND class IS NULL
+            AND state = 'ended' AND NOT superseded"""
+        with self._db.write() as db:
+            db.execute(sql, (FailureClass.INTERRUPTED, line, patch_id))
+            db.execute(
+                "UPDATE patches SET outcome = 'interrupted', reason = ?, updated = ? WHERE id = ?",
+                (line, time.time(), patch_id),
+            )
 
     def put_probe(self, probe: ProbeRecord) -> None:
         """Record a short training; one of the same patch and rung is forgotten."""
@@ -230,8 +268,9 @@ class Ledger:
     def probes(self) -> dict[str, list[ProbeRecord]]:
         """By patch, its short trainings, oldest first."""
         found: dict[str, list[ProbeRecord]] = {}
-        for row in self._db.read("SELECT * FROM probes ORDER BY patch, rowid"):
-            found.setdefault(row["patch"], []).append(_probe(row))
+        with self._decoding():
+            for row in self._db.read("SELECT * FROM probes ORDER BY patch, rowid"):
+                found.setdefault(row["patch"], []).append(_probe(row))
         return found
 
     def retrain(self, patch_id: str) -> None:
@@ -265,32 +304,39 @@ class Ledger:
 
     def patches(self) -> list[PatchRecord]:
         """All patches, by id."""
-        return [_patch(row) for row in self._db.read("SELECT * FROM patches ORDER BY id")]
+        with self._decoding():
+            return [_patch(row) for row in self._db.read("SELECT * FROM patches ORDER BY id")]
 
     def patch(self, patch_id: str) -> PatchRecord | None:
         """One patch, if it is on record."""
-        rows = self._db.read("SELECT * FROM patches WHERE id = ?", patch_id)
-        return _patch(rows[0]) if rows else None
+        with self._decoding():
+            rows = self._db.read("SELECT * FROM patches WHERE id = ?", patch_id)
+            return _patch(rows[0]) if rows else None
 
     def history(self, patch_id: str) -> list[Attempt]:
         """The patch's attempts that count and have ended, oldest first: what `policy.ladder` decides on."""
         sql = "SELECT * FROM attempts WHERE patch = ? AND state = 'ended' AND NOT superseded ORDER BY n"
-        return [_attempt(row) for row in self._db.read(sql, patch_id)]
+        with self._decoding():
+            return [_attempt(row) for row in self._db.read(sql, patch_id)]
 
     def trials(self) -> list[TrialRecord]:
         """Every attempt of every patch that came to an end by itself, superseded ones too, oldest first."""
         sql = """SELECT patch, request, init_scaling, class, ended FROM attempts
             WHERE state = 'ended' AND class IS NOT ? ORDER BY patch, n"""
-        return [_trial(row) for row in self._db.read(sql, FailureClass.INTERRUPTED.value)]
+        with self._decoding():
+            return [_trial(row) for row in self._db.read(sql, FailureClass.INTERRUPTED.value)]
 
     def next_number(self, patch_id: str) -> int:
         """The number of a patch's next attempt, superseded ones counted."""
-        return int(self._db.read("SELECT coalesce(max(n), 0) + 1 AS n FROM attempts WHERE patch = ?", patch_id)[0]["n"])
+        sql = "SELECT coalesce(max(n), 0) + 1 AS n FROM attempts WHERE patch = ?"
+        with self._decoding():
+            return int(self._db.read(sql, patch_id)[0]["n"])
 
     def unfinished(self) -> list[TrainRequest]:
         """Attempts that were running when splatpipe was killed, or that are running now."""
-        rows = self._db.read("SELECT request FROM attempts WHERE state = 'running' ORDER BY patch, n")
-        return [TrainRequest.from_json(json.loads(row["request"])) for row in rows]
+        with self._decoding():
+            rows = self._db.read("SELECT request FROM attempts WHERE state = 'running' ORDER BY patch, n")
+            return [TrainRequest.from_json(json.loads(row["request"])) for row in rows]
 
     def mark_interrupted(self, request: TrainRequest, line: str, step: int = 0) -> None:
         """Record that an unfinished attempt was cut off, so that it will be resumed."""
@@ -306,25 +352,44 @@ class Ledger:
 
     def status(self) -> dict[str, Any]:
         """The run as JSON data, in the shape of `splatpipe status --json`; one consistent moment of it."""
-        with self._db.moment() as read:
+        with self._decoding(), self._db.moment() as read:
             runs = read("SELECT * FROM runs ORDER BY id")
             patches = read("SELECT * FROM patches ORDER BY id")
             attempts = read("SELECT * FROM attempts WHERE NOT superseded ORDER BY patch, n")
             merged = read("SELECT * FROM merged")
             probes = read("SELECT * FROM probes ORDER BY patch, rowid")
-        last = runs[-1] if runs else None
-        return {
-            "run": last["name"] if last else self.path.parent.name,
-            "settings_hash": last["settings_hash"] if last else None,
-            "started": runs[0]["started"] if runs else None,
-            "ended": last["ended"] if last else None,
-            "exit_code": last["exit_code"] if last else None,
-            "patches": [
-                _patch_status(row, *([one for one in of if one["patch"] == row["id"]] for of in (attempts, probes)))
-                for row in patches
-            ],
-            "merged": _merged_status(merged[0] if merged else None),
-        }
+            last = runs[-1] if runs else None
+            return {
+                "run": last["name"] if last else self.path.parent.name,
+                "settings_hash": last["settings_hash"] if last else None,
+                "started": runs[0]["started"] if runs else None,
+                "ended": last["ended"] if last else None,
+                "exit_code": last["exit_code"] if last else None,
+                "patches": [
+                    _patch_status(row, *([one for one in of if one["patch"] == row["id"]] for of in (attempts, probes)))
+                    for row in patches
+                ],
+                "merged": _merged_status(merged[0] if merged else None),
+            }
+
+    def check(self) -> None:
+        """Read all there is. Raises LedgerDamaged when a page or a row is damaged."""
+        if (verdict := self._db.quick_check()) != "ok":
+            raise damaged(self.path, verdict)
+        for record in self.patches():
+            self.history(record.id)
+        self.unfinished()
+        self.trials()
+        self.probes()
+        self.status()
+
+    @contextlib.contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """A row that is not as we wrote it means that the file is damaged."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+            raise damaged(self.path, f"{type(error).__name__}: {error}") from error
 
 
 def _json(value: Any) -> str:

@@ -24,6 +24,7 @@ from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
 from splatpipe.planning import Plan, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
+from splatpipe.rebuild import open_ledger
 from splatpipe.runfolder import library_versions, locked, read_run, record_run
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
@@ -92,7 +93,7 @@ def run(
     check_sinks(config.health.sinks)
     crew = Crew(trainer, trainer.probe(), other) if trainer else choose_crew(config, options.profile_folders)
     slots = slots_for(config, crew.info)
-    with _prepared(options) as (plan, ledger):
+    with _prepared(options, crew) as (plan, ledger):
         _check_ids(options.retrain, plan)
         for sentence in settle(ledger, crew):
             _say(sentence)
@@ -193,11 +194,13 @@ def status(run_folder: Path) -> dict[str, Any]:
 
 def _read(options: RunOptions) -> SceneReading:
     settings = options.config.scene
-    return read_scene(options.scene, settings.images, settings.missing_images, settings.masks)
+    return read_scene(
+        options.scene, settings.images, settings.missing_images, settings.masks, settings.outside_links
+    )
 
 
 @contextlib.contextmanager
-def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
+def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[Plan, Ledger]]:
     """The run folder, locked, with its patches on disk and on record. Nothing is written for a bad scene."""
     layout = options.layout
     reading = _read(options)
@@ -205,14 +208,14 @@ def _prepared(options: RunOptions) -> Iterator[tuple[Plan, Ledger]]:
         _say(f"{finding.severity}: {finding.message}")
     # Settings that cannot be used must be found before anything is written.
     check_plan(reading.scene, options.config, options.profile_folders)
-    with locked(layout):
+    with locked(layout, _say):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
         scene = undistort(reading.scene, layout.scene, _say)
         plan = make_plan(scene, options.config, options.profile_folders)
         for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
             _say(f"{finding.severity}: {finding.message}")
         write_datasets(plan, layout)
-        with Ledger(layout.ledger) as ledger:
+        with open_ledger(layout, crew.first if crew else None, _say) as ledger:
             run_id = ledger.start_run(
                 layout.root.name,
                 options.config.hash(),

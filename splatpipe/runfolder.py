@@ -4,57 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import yaml
-from filelock import FileLock, Timeout
 
 from splatpipe import __version__
 from splatpipe.config import Config
-from splatpipe.errors import EnvironmentProblem, RunFolderError
-from splatpipe.files import clear_leftovers, read_json, write_json, write_text
+from splatpipe.errors import RunFolderError
+from splatpipe.files import clear_leftovers, write_text
 from splatpipe.layout import RunLayout
+from splatpipe.runlock import run_lock
 from splatpipe.scene.arrays import Scene
+from splatpipe.yamltext import load_yaml
 
 RESULT_SECTIONS = ("scene", "patching", "init_scaling", "training")  # what a trained patch depends on
 RETRAINABLE = ("init_scaling", "training")  # of these, what --retrain can change in a folder
-IRRELEVANT = {("training", name) for name in ("threads", "device", "image_cache_gb", "lfs_binary")}
+IRRELEVANT = {("training", name) for name in ("threads", "device", "image_cache_gb", "lfs_binary")} | {
+    ("scene", "outside_links")
+}
 LIBRARIES = ("numpy", "scipy", "pycolmap", "torch", "numba", "gsplat")
 
 
 @contextlib.contextmanager
-def locked(layout: RunLayout) -> Iterator[None]:
+def locked(layout: RunLayout, say: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
     """Hold the run folder, cleared of what killed runs left half written.
 
-    Raises `RunFolderError` that names the owner when another run holds it.
+    Raises `RunFolderError` that names the owner when another run holds it, `EnvironmentProblem` when it cannot be
+    written.
     """
-    owner_file = layout.root / "run.owner.json"
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(layout.lock)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunFolderError(
-            f"{layout.root} is in use by another run ({_owner(owner_file)}); wait or stop it"
-        ) from None
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write to the run folder {layout.root}: {error.strerror or error}") from error
-    try:
-        write_json(owner_file, {"pid": os.getpid(), "host": platform.node(), "since": _now()})
+    with run_lock(layout, say):
         clear_leftovers(layout.root)
         yield
-    finally:
-        owner_file.unlink(missing_ok=True)
-        lock.release()
 
 
 def read_run(layout: RunLayout) -> dict[str, Any]:
@@ -62,10 +49,14 @@ def read_run(layout: RunLayout) -> dict[str, Any]:
     if not layout.run_yml.is_file():
         raise RunFolderError(f"{layout.root} is not a run folder: it has no run.yml (start with `splatpipe run SCENE`)")
     try:
-        run = yaml.safe_load(layout.run_yml.read_text())
-        return {"scene": Path(run["scene"]), **{k: v for k, v in run.items() if k != "scene"}}
-    except (yaml.YAMLError, KeyError, TypeError, OSError) as error:
-        raise RunFolderError(f"{layout.run_yml} cannot be read ({error}); delete the folder and run again") from error
+        run = load_yaml(layout.run_yml.read_text(encoding="utf-8"))
+        scene, settings = Path(run["scene"]), dict(run["settings"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise RunFolderError(
+            f"{layout.run_yml} cannot be read ({error}); move it away and run again with the same scene and settings: "
+            "what is trained is kept"
+        ) from error
+    return {**run, "scene": scene, "settings": settings}
 
 
 def record_run(layout: RunLayout, path: Path, scene: Scene, config: Config, retrain: bool) -> None:
@@ -119,16 +110,6 @@ def _check_same(
         if not retrain and all(line.split(".")[0] in RETRAINABLE for line in changed):
             advice += ", or name the patches to train anew with --retrain"
         raise RunFolderError(f"{layout.root} was made with other settings ({'; '.join(changed)}): {advice}")
-
-
-def _owner(owner_file: Path) -> str:
-    try:
-        owner = read_json(owner_file)
-    except (OSError, ValueError):
-        return "owner unknown"
-    here = owner["host"] == platform.node()
-    alive = "" if not here or psutil.pid_exists(owner["pid"]) else ", which is gone"
-    return f"process {owner['pid']} on {owner['host']} since {owner['since']}{alive}"
 
 
 def _now() -> str:

@@ -22,6 +22,7 @@ from splatpipe.policy.history import Learned
 from splatpipe.policy.ladder import Resources, next_request
 from splatpipe.probing import Prober
 from splatpipe.progress import RunProgress
+from splatpipe.records import is_as_recorded
 from splatpipe.trainers.base import Attempt, TrainerInfo, TrainRequest
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 from splatpipe.trainers.output import check_splat
@@ -214,11 +215,15 @@ def settle(ledger: Ledger, crew: Crew) -> list[str]:
 
 
 def reopen(ledger: Ledger, retrain: frozenset[str]) -> None:
-    """Make pending again what `--retrain` names, what had failed, and what has lost its splat file."""
+    """Make pending again what `--retrain` names and what had failed.
+
+    What has lost its splat file, or has a damaged one, goes on from its last checkpoint.
+    """
     for record in ledger.patches():
-        lost = record.outcome.trained and trained_splat(ledger, record.id) is None
-        if record.id in retrain or lost or record.outcome in (Outcome.FAILED, Outcome.SKIPPED):
+        if record.id in retrain or record.outcome in (Outcome.FAILED, Outcome.SKIPPED):
             ledger.retrain(record.id)
+        elif record.outcome.trained and trained_splat(ledger, record.id) is None:
+            ledger.lose_splat(record.id, "its splat was gone or damaged")
 
 
 def trained_splat(ledger: Ledger, patch_id: str) -> Path | None:
@@ -230,4 +235,4 @@ def trained_splat(ledger: Ledger, patch_id: str) -> Path | None:
         check_splat(good[-1].splat)  # type: ignore[arg-type]  # filtered above
     except (ValueError, OSError):
         return None
-    return good[-1].splat
+    return good[-1].splat if is_as_recorded(good[-1].splat) else None  # type: ignore[arg-type]

@@ -188,7 +188,7 @@ def read_points(path: Path) -> tuple[Any, ...]:
             )
         cursor.at = int(end)
         cursor.finish()
-    if (np.diff(ids) < 0).any():
+    if (ids[1:] < ids[:-1]).any():
         order = np.argsort(ids, kind="stable")
         return ids[order], xyz[order], rgb[order], errors[order]
     return ids, xyz, rgb, errors

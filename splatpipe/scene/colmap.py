@@ -25,6 +25,7 @@ from splatpipe.scene.tracks import group, kept_tracks
 from splatpipe.scene.writing import Tracks, write_tracks
 
 MODEL_FILES = ("cameras", "images", "points3D")
+FARTHEST = 1e18  # scene units; squares of larger numbers do not fit in single precision
 MODEL_PLACES = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".")
 
 
@@ -41,17 +42,21 @@ def read_scene(
     images: str | None = None,
     missing_images: Literal["error", "skip"] = "error",
     masks: str | None = None,
+    outside_links: Literal["refuse", "follow"] = "refuse",
 ) -> SceneReading:
     """Read the COLMAP model and the image headers of the scene folder `root`.
 
     `images` names the image folder below `root`; intrinsics follow if all its images are smaller by one factor.
     With `missing_images="skip"` cameras whose file is not there are left out. `masks` names the folder of masks
-    below `root`. Raises `SceneError`.
+    below `root`. Images that are links to a place outside the scene are refused, unless `outside_links="follow"`.
+    Raises `SceneError`.
     """
     model_dir = find_model(root)
     model = read_model(model_dir)
     _check_model(model, model_dir)
     folder = photographs.find_image_folder(root, model_dir, model.names, images)
+    if outside_links == "refuse":
+        photographs.check_links(root, folder, model.names)
     model, findings = _drop_missing(model, folder, missing_images)
     scene, more = assemble(model, model_dir, folder)
     sizes = photographs.image_sizes(folder, scene.names)
@@ -106,7 +111,7 @@ def _check_model(model: Model, folder: Path) -> None:
         if int(model.camera_ids[i]) not in model.cameras:
             raise SceneError(f"{folder}: image {name} uses camera {model.camera_ids[i]}, which the model does not hold")
     numbers = np.concatenate([model.quats, model.translations], axis=1)
-    broken = ~np.isfinite(numbers).all(axis=1) | ~(np.linalg.norm(model.quats, axis=1) > 1e-9)
+    broken = ~(np.abs(numbers) < FARTHEST).all(axis=1) | ~(np.linalg.norm(model.quats, axis=1) > 1e-9)
     if broken.any():
         name = model.names[int(np.argmax(broken))]
         raise SceneError(
@@ -164,7 +169,7 @@ def assemble(model: Model, model_dir: Path, image_dir: Path) -> tuple[Scene, lis
     viewmats[:, :3, :3] = Rotation.from_quat(model.quats[by_name], scalar_first=True).as_matrix()
     viewmats[:, :3, 3] = model.translations[by_name]
     total = len(model.points)
-    finite = np.asarray(np.isfinite(model.points).all(axis=1))
+    finite = np.asarray((np.abs(model.points) < FARTHEST).all(axis=1))
     if not finite.all():
         columns = ("point_ids", "points", "colors", "errors")
         model = replace(model, **{name: getattr(model, name)[finite] for name in columns})

@@ -12,6 +12,7 @@ from splatpipe.scene.arrays import Intrinsics, Scene
 from splatpipe.scene.library import load_pycolmap
 
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
+MAX_SIDE = 1 << 20  # pixels; no image is that wide
 
 
 def _colmap_camera(intrinsics: Intrinsics):  # type: ignore[no-untyped-def]  # pycolmap.Camera, imported lazily
@@ -28,16 +29,16 @@ def _colmap_camera(intrinsics: Intrinsics):  # type: ignore[no-untyped-def]  # p
 
 def pinhole_matrix(intrinsics: Intrinsics) -> NDArray[np.float64]:
     """(3, 3) K of a COLMAP camera, distortion left aside; raises `SceneError` for what has none."""
-    camera = _colmap_camera(intrinsics)
     label = f"camera {intrinsics.id} ({intrinsics.model}, {intrinsics.width}x{intrinsics.height})"
+    if not (0 < intrinsics.width <= MAX_SIDE and 0 < intrinsics.height <= MAX_SIDE):
+        raise SceneError(f"{label} is no size of an image (1 to {MAX_SIDE:,} pixels a side); export the model again")
+    camera = _colmap_camera(intrinsics)
     if intrinsics.model == "EQUIRECTANGULAR":
         raise SceneError(f"{label} is a panorama, which cannot be undistorted to a pinhole; cut it into views first")
     if not all(np.isfinite(intrinsics.params)) or camera.focal_length_x <= 0 or camera.focal_length_y <= 0:
         raise SceneError(
             f"{label} has parameters {list(intrinsics.params)}; a focal length must be finite and positive"
         )
-    if intrinsics.width < 1 or intrinsics.height < 1:
-        raise SceneError(f"{label} has no pixels; export the model again")
     return np.asarray(camera.calibration_matrix(), np.float64)
 
 

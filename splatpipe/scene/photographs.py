@@ -29,6 +29,24 @@ def check_names(names: Sequence[str]) -> None:
         seen.add(name)
 
 
+def check_links(root: Path, folder: Path, names: Sequence[str]) -> None:
+    """Refuse images that are symbolic links, or lie behind one, to a place outside the scene and its image folder.
+
+    The image folder itself may be a link: somebody has put it there or named it.
+    """
+    inside = (root.resolve(), folder.resolve())
+    parents: dict[Path, Path] = {}
+    for name in names:
+        path = folder / name
+        parent = parents.get(path.parent) or parents.setdefault(path.parent, path.parent.resolve())
+        real = path.resolve() if path.is_symlink() else parent
+        if not any(real.is_relative_to(place) for place in inside):
+            raise SceneError(
+                f"{path} is a link that leads out of the scene, to {real}; copy the image there, or say that the links "
+                "of this scene are to be trusted: scene.outside_links=follow"
+            )
+
+
 def find_image_folder(root: Path, model_dir: Path, names: Sequence[str], images: str | None) -> Path:
     """The folder that holds the images called `names`: the one asked for, else the first usual place with any.
 

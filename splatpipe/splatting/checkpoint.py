@@ -9,6 +9,7 @@ import contextlib
 import errno
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,19 @@ def load_latest(folder: Path, key: str, device: torch.device) -> Checkpoint | No
     for path in _newest_first(folder):
         # Whatever is wrong with a damaged file (zip, pickle, missing key), the next older one is tried.
         with contextlib.suppress(Exception):
-            checkpoint = Checkpoint(**torch.load(path, map_location=device, weights_only=True))
+            checkpoint = _load(path, device)
             if checkpoint.key == key:
                 return checkpoint
     return None
+
+
+def _load(path: Path, device: torch.device) -> Checkpoint:
+    """torch reads a zip file without comparing its check sums, so damaged numbers would be trained on."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{path}: {damaged} is damaged")
+    return Checkpoint(**torch.load(path, map_location=device, weights_only=True))
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -154,7 +154,7 @@ def _parse_line(path: Path, line: str, elements: list[tuple[str, int, list[tuple
         case ["format", kind, *_] if kind != "binary_little_endian":
             raise SplatFileError(f"{path}: its format is {kind}; only binary_little_endian is read.")
         case ["element", name, count]:
-            if not count.isascii() or not count.isdigit():
+            if not count.isascii() or not count.isdigit() or len(count) > COUNT_DIGITS:
                 raise SplatFileError(f"{path}: header line '{line}' has no valid count.")
             elements.append((name, int(count), []))
         case ["property", kind, name] if elements and kind in TYPES:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splatpipe.errors import ConfigError
+from splatpipe.files import read_json
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.lichtfeld_options import WAYS
 
@@ -61,10 +62,10 @@ def read_profile(path: Path) -> dict[str, Any]:
     Raises ConfigError naming the file and the key for anything LFS could not use.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}).") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
     inner = data.get("optimization", data) if isinstance(data, dict) else data
     if not isinstance(inner, dict):

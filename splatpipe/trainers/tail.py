@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from splatpipe.files import parse_json
+
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 BREAK = re.compile(rb"[\r\n]+")
 LONGEST_LINE = 1 << 16  # a child that never ends its line must not fill our memory
@@ -88,7 +90,7 @@ def append_event(path: Path, event: dict[str, Any]) -> None:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line.decode("utf-8", "replace"))
+        value = parse_json(line.decode("utf-8", "replace"))
     except ValueError:
         return None
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None

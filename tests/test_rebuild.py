@@ -1,0 +1,179 @@
+"""A ledger, a checkpoint or a splat that is damaged or gone is noticed, and repaired from what is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doubles.trainer_double import TrainerDouble
+from scenes import synthetic_scene, write_scene
+
+from splatpipe import database, pipeline
+from splatpipe.errors import LedgerDamaged
+from splatpipe.layout import RunLayout
+from splatpipe.ledger import Ledger
+from splatpipe.splatting.ply import read_splats
+
+SETTINGS = [
+    *("training.iterations=60", "training.refine_start=10", "training.max_cap=500", "training.device=cpu"),
+    "patching.max_cameras=12",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scene and its run, in two patches, the first of which needed two attempts."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_scene(folder / "scene", synthetic_scene(n_cameras=25, n_points=400))
+    assert run(folder, TrainerDouble({"p000": {"fails": "sigsegv", "at": 20, "attempts": 1}}), merge=True) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path) -> Path:
+    """The finished run, to be damaged; a run folder knows its own place, so it stays there and is put back."""
+    keep = finished.parent / "keep"
+    shutil.copytree(finished, keep, symlinks=True)
+    yield finished
+    shutil.rmtree(finished)
+    keep.rename(finished)
+
+
+def run(folder: Path, trainer: TrainerDouble, merge: bool = False, out: str = "run", retrain: str | None = None) -> int:
+    options = pipeline.RunOptions.resolve(folder / "scene", folder / out, None, SETTINGS, None, retrain)
+    return pipeline.run(options, stop=threading.Event(), trainer=trainer, merge=merge)
+
+
+def layout(folder: Path) -> RunLayout:
+    return RunLayout(folder / "run")
+
+
+def facts(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """What the ledger knows of each patch's attempts."""
+    rows = pipeline.status(layout(folder).root)["patches"]
+    names = ("n", "class", "line", "step", "remedy", "why", "exit_status", "gaussians", "init_scaling", "trainer")
+    return {row["id"]: [tuple(attempt[name] for name in names) for attempt in row["attempts"]] for row in rows}
+
+
+class Untouchable(TrainerDouble):
+    """Must not be asked to train anything."""
+
+    def command(self, request: Any) -> Any:
+        raise AssertionError(f"{request.patch_id} is trained again")
+
+
+def damage(path: Path, how: str) -> None:
+    match how:
+        case "gone":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "not a database":
+            path.write_bytes(b"no database at all" * 300)
+        case "page":
+            data = bytearray(path.read_bytes())
+            data[8192:12288] = os.urandom(4096)
+            path.write_bytes(data)
+        case "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        case "row":
+            with closing(sqlite3.connect(path)) as db:
+                db.execute("""UPDATE attempts SET request = '{"patch_id": ' WHERE patch = 'p001'""")
+                db.commit()
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "not a database", "page", "cut", "row"])
+def test_a_lost_ledger_is_made_anew_and_nothing_is_trained_again(
+    folder: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = facts(folder)
+    assert len(before["p000"]) == 2
+    ledger = layout(folder).ledger
+    for beside in ("-wal", "-shm"):
+        ledger.with_name(ledger.name + beside).unlink(missing_ok=True)
+    damage(ledger, how)
+    capsys.readouterr()
+    assert run(folder, Untouchable()) == 0
+    said = capsys.readouterr().err
+    assert "the ledger was made anew from" in said
+    assert facts(folder) == before
+    assert how in ("gone", "empty") or list(ledger.parent.glob("ledger.sqlite.damaged1"))
+
+
+def test_a_damaged_ledger_is_a_sentence_to_whoever_only_reads(folder: Path) -> None:
+    damage(layout(folder).ledger, "row")
+    with pytest.raises(LedgerDamaged, match="splatpipe run on this folder makes it anew"):
+        pipeline.status(layout(folder).root)
+
+
+def test_a_ledger_is_made_anew_even_where_attempts_have_left_no_record(folder: Path) -> None:
+    for record in layout(folder).attempts.glob("*/*/attempt.json"):
+        record.unlink()
+    layout(folder).ledger.unlink()
+    assert run(folder, Untouchable()) == 0
+
+
+def test_a_retrained_patch_stays_retrained_in_a_ledger_made_anew(folder: Path) -> None:
+    assert run(folder, TrainerDouble({"default": {}}), retrain="p001") == 0
+    before = facts(folder)
+    assert [attempt[0] for attempt in before["p001"]] == [2]
+    layout(folder).ledger.unlink()
+    assert run(folder, Untouchable()) == 0
+    assert facts(folder) == before
+
+
+@pytest.mark.parametrize("how", ["cut", "one bit", "gone"])
+def test_a_damaged_splat_is_noticed_and_its_attempt_alone_goes_on(folder: Path, how: str) -> None:
+    splat = layout(folder).attempt("p001", 1).splat
+    whole = splat.read_bytes()
+    if how == "one bit":
+        data = bytearray(whole)
+        data[len(data) // 2] ^= 1
+        splat.write_bytes(data)
+        read_splats(splat)  # nothing in the file itself betrays it
+    else:
+        damage(splat, how)
+
+    class Only(TrainerDouble):
+        def command(self, request: Any) -> Any:
+            assert (request.patch_id, request.attempt) == ("p001", 1)
+            return super().command(request)
+
+    assert run(folder, Only({"default": {}}), merge=True) == 0
+    assert splat.read_bytes() == whole
+    assert layout(folder).merged_splat.stat().st_mtime >= splat.stat().st_mtime
+
+
+def test_the_record_in_an_attempts_folder_is_what_the_ledger_has(folder: Path) -> None:
+    record = json.loads(layout(folder).attempt("p000", 1).record.read_text())
+    with Ledger(layout(folder).ledger, read_only=True) as ledger:
+        first, second = ledger.history("p000")
+    assert (record["failure"], record["line"], record["last_step"]) == (first.failure, first.line, first.last_step)
+    assert record["sha256"] is None
+    assert json.loads(layout(folder).attempt("p000", 2).record.read_text())["sha256"] is not None
+    assert second.failure is None
+
+
+def test_a_run_that_was_moved_finds_its_attempts_when_the_ledger_is_made_anew(folder: Path) -> None:
+    moved = folder / "moved"
+    layout(folder).root.rename(moved)
+    (moved / "ledger.sqlite").unlink()
+    assert run(folder, Untouchable(), out="moved") == 0
+
+
+def test_a_ledger_on_a_network_file_system_does_without_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for network, mode in ((True, "delete"), (False, "wal"), (True, "delete")):
+        monkeypatch.setattr(database, "is_network", lambda path, network=network: network)
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            ledger.start_run("run", "hash")
+        with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+            assert db.execute("PRAGMA journal_mode").fetchone()[0] == mode
