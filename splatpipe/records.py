@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """`attempt.json`: how an attempt ended, kept beside its splat, so that the ledger can be made anew from the folders."""
 
 from __future__ import annotations
@@ -81,3 +82,207 @@ def is_as_recorded(splat: Path) -> bool:
 def _digest_once(path: Path, size: int, changed_ns: int) -> str:
     """Check sums are asked for at the start of a run and before merging; reading a file once is enough."""
     return digest(path)
+=======
+"""What the ledger's rows mean: the records it gives back, and their shape in `splatpipe status --json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from splatpipe.failures.classes import FailureClass
+from splatpipe.trainers.base import Attempt, TrainRequest
+
+
+class Outcome(StrEnum):
+    """How a patch stands; the first two mean that there is a splat to merge."""
+
+    TRAINED = "trained"
+    TRAINED_WITH_WARNINGS = "trained_with_warnings"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    INTERRUPTED = "interrupted"
+    PENDING = "pending"
+    RUNNING = "running"
+
+    @property
+    def trained(self) -> bool:
+        return self in (Outcome.TRAINED, Outcome.TRAINED_WITH_WARNINGS)
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """What the ledger knows of one patch. `metrics`: psnr, ssim, gaussians and what else was measured."""
+
+    id: str
+    cameras: int
+    points: int
+    extent: float | None  # scene units, largest axis
+    init_scaling: float | None  # the first rung
+    statistics: dict[str, Any]
+    preflight: Any
+    choice: dict[str, Any]  # the first rung and why
+    outcome: Outcome
+    reason: str | None
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """An attempt that has ended and was not interrupted, of whatever generation, in short."""
+
+    patch_id: str
+    trainer: str
+    init_scaling: float
+    failure: FailureClass | None
+    ended: float
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """A short training that helped to decide a patch's first rung. `key` identifies what was trained."""
+
+    patch_id: str
+    init_scaling: float
+    key: str
+    request: dict[str, Any]  # `TrainRequest.to_json`
+    failure: FailureClass | None
+    line: str | None
+    step: int
+    psnr: float | None  # of the hold-out views
+    seconds: float
+
+    @classmethod
+    def of(cls, attempt: Attempt, key: str) -> ProbeRecord:
+        """Of a probe that has ended."""
+        request = attempt.request
+        return cls(
+            request.patch_id,
+            request.init_scaling,
+            key,
+            request.to_json(),
+            attempt.failure,
+            attempt.line,
+            attempt.last_step,
+            attempt.health.get("psnr") if attempt.failure is None else None,
+            attempt.seconds,
+        )
+
+
+def as_json(value: Any) -> str:
+    """JSON text; values that are not finite become null, which every reader understands."""
+    return json.dumps(_clean(value), allow_nan=False)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return _clean(value.tolist())
+    return finite(value) if isinstance(value, float) else value
+
+
+def finite(value: float | None) -> float | None:
+    """None for what is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def patch_of(row: sqlite3.Row) -> PatchRecord:
+    """From a row of `patches`."""
+    plain = {name: row[name] for name in ("id", "cameras", "points", "extent", "init_scaling", "reason")}
+    data = {name: json.loads(row[name]) for name in ("statistics", "preflight", "choice", "metrics")}
+    return PatchRecord(**plain, **data, outcome=Outcome(row["outcome"]))
+
+
+def trial_of(row: sqlite3.Row) -> TrialRecord:
+    """From a row of `attempts`."""
+    failure = FailureClass(row["class"]) if row["class"] else None
+    trainer = str(json.loads(row["request"])["trainer"])
+    return TrialRecord(row["patch"], trainer, row["init_scaling"], failure, row["ended"])
+
+
+def probe_of(row: sqlite3.Row) -> ProbeRecord:
+    """From a row of `probes`."""
+    plain = {name: row[name] for name in ("init_scaling", "key", "line", "step", "psnr", "seconds")}
+    failure = FailureClass(row["class"]) if row["class"] else None
+    return ProbeRecord(patch_id=row["patch"], request=json.loads(row["request"]), failure=failure, **plain)
+
+
+def attempt_of(row: sqlite3.Row) -> Attempt:
+    """From a row of `attempts`, whole."""
+    return Attempt(
+        request=TrainRequest.from_json(json.loads(row["request"])),
+        started=row["started"],
+        ended=row["ended"],
+        exit_status=row["exit_status"],
+        failure=FailureClass(row["class"]) if row["class"] else None,
+        line=row["line"],
+        last_step=row["step"],
+        gaussians=row["gaussians"],
+        peak_rss_bytes=row["peak_rss"],
+        peak_vram_bytes=row["peak_vram"],
+        splat=Path(row["splat"]) if row["splat"] else None,
+        health=json.loads(row["health"]),
+        warnings=tuple(json.loads(row["warnings"])),
+        spent=row["spent"],
+        stalled=row["stalled"],
+    )
+
+
+def patch_status(row: sqlite3.Row, attempts: list[sqlite3.Row], probes: list[sqlite3.Row]) -> dict[str, Any]:
+    """One patch in `splatpipe status --json`."""
+    metrics = json.loads(row["metrics"])
+    last = attempts[-1] if attempts else None
+    return {
+        **{name: row[name] for name in ("id", "outcome", "reason", "cameras", "points", "extent")},
+        "init_scaling": last["init_scaling"] if last else row["init_scaling"],
+        "first_init_scaling": row["init_scaling"],
+        "psnr": metrics.get("psnr"),
+        "ssim": metrics.get("ssim"),
+        "gaussians": last["gaussians"] if last else None,
+        "seconds": sum(filter(None, map(_seconds, attempts))),
+        "choice": json.loads(row["choice"]),
+        "probes": [_probe_status(probe) for probe in probes],
+        "attempts": [_attempt_status(attempt) for attempt in attempts],
+    }
+
+
+def _seconds(attempt: sqlite3.Row) -> float | None:
+    return None if attempt["ended"] is None else round(attempt["spent"] + attempt["ended"] - attempt["started"], 3)
+
+
+def _probe_status(row: sqlite3.Row) -> dict[str, Any]:
+    settings = json.loads(row["request"])["settings"]
+    named = {name: row[name] for name in ("init_scaling", "class", "line", "step", "psnr", "seconds")}
+    return named | {"steps": settings["iterations"], "max_width": settings["max_width"]}
+
+
+def _attempt_status(row: sqlite3.Row) -> dict[str, Any]:
+    names = ("n", "init_scaling", "class", "line", "step")
+    more = ("state", "exit_status", "remedy", "why", "gaussians", "peak_rss", "peak_vram", "splat", "interruptions")
+    return {
+        **{name: row[name] for name in names},
+        "trainer": json.loads(row["request"])["trainer"],
+        "seconds": _seconds(row),
+        **{name: row[name] for name in more},
+        "warnings": json.loads(row["warnings"]),
+        "health": json.loads(row["health"]),
+    }
+
+
+def merged_status(row: sqlite3.Row | None) -> dict[str, Any]:
+    """The `merged` part; all null while nothing is merged."""
+    if row is None:
+        return {"path": None, "gaussians": None, "psnr": None, "ssim": None}
+    return {name: row[name] for name in ("path", "gaussians", "psnr", "ssim")} | {"details": json.loads(row["details"])}
+>>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +84,10 @@ CASES = {
         "launch_config", cured("lfs_adam", "skip_cameras", ">=", 1, blind=["view_0001.jpg"]), ["drop_blind_cameras"]
     ),
     "launch_config: never past the last rung": Case(
-        "launch_config", {"fails": "lfs_c10"}, ["next_rung"] * 3, 4, why="no remedy is left after 4 attempts"
+        "launch_config", {"fails": "lfs_c10"}, [*["next_rung"] * 3, "fewer_cameras"], 4, why="no remedy is left after 5"
+    ),
+    "launch_config: then fewer cameras": Case(
+        "launch_config", cured("lfs_c10", "skip_cameras", ">=", 3), [*["next_rung"] * 3, "fewer_cameras"]
     ),
     "mcmc_collapse: visible-only steps": Case(
         "mcmc_collapse", cured("guard_mcmc_collapse", "visible_only", "==", 1), ["visible_only"]
@@ -148,6 +155,33 @@ def test_every_class_ends_as_designed(scene: Path, tmp_path: Path, case: Case) -
     scalings = [attempt["init_scaling"] for attempt in attempts]
     if case.failure.startswith(("oom", "int")):
         assert scalings == sorted(scalings, reverse=True)  # what ran out of memory never gets larger Gaussians
+
+
+@pytest.mark.parametrize(
+    ("failing", "exit_code", "said"),
+    [
+        ([], 0, ""),
+        (["p000"], 3, "p000: failed: data_error: another attempt would fail the same way"),
+        (["default"], 4, "p001: failed: data_error"),
+    ],
+)
+def test_the_command_ends_with_the_exit_code_of_its_patches(
+    scene: Path, tmp_path: Path, failing: list[str], exit_code: int, said: str
+) -> None:
+    command = Path(__file__).parent / "doubles" / "cli_with_double.py"
+    behaviours = json.dumps({patch: {"fails": "bad_data", "at": 0} for patch in failing})
+    settings = [*SETTINGS, "patching.max_cameras=12"]
+    done = subprocess.run(
+        [sys.executable, str(command), "run", str(scene), "--out", str(tmp_path), *settings],
+        env={**os.environ, "TRAINER_DOUBLE": behaviours},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == exit_code, done.stderr
+    assert said in done.stderr
+    assert (tmp_path / "merged" / "splat.ply").is_file() == (exit_code != 4)
+    assert pipeline.status(tmp_path)["exit_code"] == exit_code
 
 
 def test_an_interruption_from_outside_consumes_no_attempt(scene: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class RetrySettings:
     reg_factor: Factor = 0.2
     launch_config: Remedies = (
         *(R.DROP_BLIND_CAMERAS, R.DROP_BLIND_CAMERAS),
-        *(R.NEXT_RUNG, R.NEXT_RUNG, R.NEXT_RUNG, R.OTHER_TRAINER),
+        *(R.NEXT_RUNG, R.NEXT_RUNG, R.NEXT_RUNG, R.OTHER_TRAINER, R.FEWER_CAMERAS),
     )
     mcmc_collapse: Remedies = (
         *(R.VISIBLE_ONLY, R.NEXT_RUNG, R.SOFTER_OPACITY, R.FEWER_CAMERAS, R.SOFTER_OPACITY),
