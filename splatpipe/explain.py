@@ -10,8 +10,7 @@ from typing import Any
 from splatpipe.errors import ConfigError
 from splatpipe.failures.classify import Evidence, default_catalogue
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger
-from splatpipe.records import PatchRecord
+from splatpipe.ledger import Ledger, PatchRecord
 from splatpipe.runfolder import read_run
 from splatpipe.tables import duration
 

@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import sqlite3
 import time
-<<<<<<< HEAD
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-=======
-from collections.abc import Mapping
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from splatpipe.database import Database, damaged
 from splatpipe.failures.classes import FailureClass
-<<<<<<< HEAD
 from splatpipe.records import AttemptRecord, write_record
-=======
-from splatpipe.records import (
-    Outcome,
-    PatchRecord,
-    ProbeRecord,
-    TrialRecord,
-    as_json,
-    attempt_of,
-    finite,
-    merged_status,
-    patch_of,
-    patch_status,
-    probe_of,
-    trial_of,
-)
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)
 from splatpipe.trainers.base import Attempt, TrainRequest
 
 SCHEMA = 3
@@ -70,6 +51,81 @@ CREATE TABLE merged (
 """
 
 
+class Outcome(StrEnum):
+    """How a patch stands; the first two mean that there is a splat to merge."""
+
+    TRAINED = "trained"
+    TRAINED_WITH_WARNINGS = "trained_with_warnings"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    INTERRUPTED = "interrupted"
+    PENDING = "pending"
+    RUNNING = "running"
+
+    @property
+    def trained(self) -> bool:
+        return self in (Outcome.TRAINED, Outcome.TRAINED_WITH_WARNINGS)
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """What the ledger knows of one patch. `metrics`: psnr, ssim, gaussians and what else was measured."""
+
+    id: str
+    cameras: int
+    points: int
+    extent: float | None  # scene units, largest axis
+    init_scaling: float | None  # the first rung
+    statistics: dict[str, Any]
+    preflight: Any
+    choice: dict[str, Any]  # the first rung and why
+    outcome: Outcome
+    reason: str | None
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """An attempt that has ended and was not interrupted, of whatever generation, in short."""
+
+    patch_id: str
+    trainer: str
+    init_scaling: float
+    failure: FailureClass | None
+    ended: float
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """A short training that helped to decide a patch's first rung. `key` identifies what was trained."""
+
+    patch_id: str
+    init_scaling: float
+    key: str
+    request: dict[str, Any]  # `TrainRequest.to_json`
+    failure: FailureClass | None
+    line: str | None
+    step: int
+    psnr: float | None  # of the hold-out views
+    seconds: float
+
+    @classmethod
+    def of(cls, attempt: Attempt, key: str) -> ProbeRecord:
+        """Of a probe that has ended."""
+        request = attempt.request
+        return cls(
+            request.patch_id,
+            request.init_scaling,
+            key,
+            request.to_json(),
+            attempt.failure,
+            attempt.line,
+            attempt.last_step,
+            attempt.health.get("psnr") if attempt.failure is None else None,
+            attempt.seconds,
+        )
+
+
 class Ledger:
     """One run's record. Safe to use from several threads; several processes may read while one writes.
 
@@ -95,7 +151,7 @@ class Ledger:
     ) -> int:
         """Note that `splatpipe` was started on this run; returns the id for `end_run`."""
         sql = "INSERT INTO runs (name, settings_hash, settings, versions, command, started) VALUES (?, ?, ?, ?, ?, ?)"
-        values = (name, settings_hash, as_json(settings or {}), as_json(versions or {}), command, time.time())
+        values = (name, settings_hash, _json(settings or {}), _json(versions or {}), command, time.time())
         with self._db.write() as db:
             return int(db.execute(sql, values).lastrowid or 0)
 
@@ -122,7 +178,7 @@ class Ledger:
             points = excluded.points, extent = excluded.extent, init_scaling = excluded.init_scaling,
             statistics = excluded.statistics, preflight = excluded.preflight, choice = excluded.choice,
             updated = excluded.updated"""
-        facts = (as_json(statistics or {}), as_json(preflight), as_json(choice or {}))
+        facts = (_json(statistics or {}), _json(preflight), _json(choice or {}))
         with self._db.write() as db:
             db.execute(sql, (patch_id, cameras, points, extent, init_scaling, *facts, time.time()))
 
@@ -131,7 +187,7 @@ class Ledger:
     ) -> None:
         """Record how a patch stands; `metrics` None keeps those that are there."""
         sql = "UPDATE patches SET outcome = ?, reason = ?, metrics = coalesce(?, metrics), updated = ? WHERE id = ?"
-        measured = None if metrics is None else as_json(metrics)
+        measured = None if metrics is None else _json(metrics)
         with self._db.write() as db:
             db.execute(sql, (outcome, reason, measured, time.time(), patch_id))
 
@@ -141,7 +197,7 @@ class Ledger:
             VALUES (?, ?, ?, ?, ?, ?, 'running', ?) ON CONFLICT (patch, n) DO UPDATE SET request = excluded.request,
             state = 'running', spent = spent + coalesce(ended - started, 0), started = excluded.started,
             ended = NULL, class = NULL, line = NULL, interruptions = interruptions + 1"""
-        values = (request.patch_id, request.attempt, as_json(request.to_json()), request.init_scaling, remedy, why)
+        values = (request.patch_id, request.attempt, _json(request.to_json()), request.init_scaling, remedy, why)
         with self._db.write() as db:
             db.execute(sql, (*values, time.time()))
             db.execute(
@@ -160,12 +216,7 @@ class Ledger:
             *(outside, attempt.last_step),
             *(attempt.failure, attempt.line, attempt.exit_status, attempt.ended, attempt.last_step, attempt.gaussians),
             *(attempt.peak_rss_bytes, attempt.peak_vram_bytes, str(attempt.splat) if attempt.splat else None),
-            *(
-                as_json(attempt.health),
-                as_json(list(attempt.warnings)),
-                attempt.request.patch_id,
-                attempt.request.attempt,
-            ),
+            *(_json(attempt.health), _json(list(attempt.warnings)), attempt.request.patch_id, attempt.request.attempt),
         )
         with self._db.write() as db:
             db.execute(sql, values)
@@ -209,22 +260,17 @@ class Ledger:
     def put_probe(self, probe: ProbeRecord) -> None:
         """Record a short training; one of the same patch and rung is forgotten."""
         sql = "INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        what = (probe.patch_id, probe.init_scaling, probe.key, as_json(probe.request))
-        how = (probe.failure, probe.line, probe.step, finite(probe.psnr), probe.seconds)
+        what = (probe.patch_id, probe.init_scaling, probe.key, _json(probe.request))
+        how = (probe.failure, probe.line, probe.step, _finite(probe.psnr), probe.seconds)
         with self._db.write() as db:
             db.execute(sql, (*what, *how))
 
     def probes(self) -> dict[str, list[ProbeRecord]]:
         """By patch, its short trainings, oldest first."""
         found: dict[str, list[ProbeRecord]] = {}
-<<<<<<< HEAD
         with self._decoding():
             for row in self._db.read("SELECT * FROM probes ORDER BY patch, rowid"):
                 found.setdefault(row["patch"], []).append(_probe(row))
-=======
-        for row in self._db.read("SELECT * FROM probes ORDER BY patch, rowid"):
-            found.setdefault(row["patch"], []).append(probe_of(row))
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)
         return found
 
     def retrain(self, patch_id: str) -> None:
@@ -247,7 +293,7 @@ class Ledger:
         """Record the merged splat."""
         sql = """INSERT OR REPLACE INTO merged (id, path, gaussians, psnr, ssim, details, made)
             VALUES (1, ?, ?, ?, ?, ?, ?)"""
-        values = (str(path), gaussians, finite(psnr), finite(ssim), as_json(details or {}), time.time())
+        values = (str(path), gaussians, _finite(psnr), _finite(ssim), _json(details or {}), time.time())
         with self._db.write() as db:
             db.execute(sql, values)
 
@@ -258,7 +304,6 @@ class Ledger:
 
     def patches(self) -> list[PatchRecord]:
         """All patches, by id."""
-<<<<<<< HEAD
         with self._decoding():
             return [_patch(row) for row in self._db.read("SELECT * FROM patches ORDER BY id")]
 
@@ -267,35 +312,19 @@ class Ledger:
         with self._decoding():
             rows = self._db.read("SELECT * FROM patches WHERE id = ?", patch_id)
             return _patch(rows[0]) if rows else None
-=======
-        return [patch_of(row) for row in self._db.read("SELECT * FROM patches ORDER BY id")]
-
-    def patch(self, patch_id: str) -> PatchRecord | None:
-        """One patch, if it is on record."""
-        rows = self._db.read("SELECT * FROM patches WHERE id = ?", patch_id)
-        return patch_of(rows[0]) if rows else None
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)
 
     def history(self, patch_id: str) -> list[Attempt]:
         """The patch's attempts that count and have ended, oldest first: what `policy.ladder` decides on."""
         sql = "SELECT * FROM attempts WHERE patch = ? AND state = 'ended' AND NOT superseded ORDER BY n"
-<<<<<<< HEAD
         with self._decoding():
             return [_attempt(row) for row in self._db.read(sql, patch_id)]
-=======
-        return [attempt_of(row) for row in self._db.read(sql, patch_id)]
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)
 
     def trials(self) -> list[TrialRecord]:
         """Every attempt of every patch that came to an end by itself, superseded ones too, oldest first."""
         sql = """SELECT patch, request, init_scaling, class, ended FROM attempts
             WHERE state = 'ended' AND class IS NOT ? ORDER BY patch, n"""
-<<<<<<< HEAD
         with self._decoding():
             return [_trial(row) for row in self._db.read(sql, FailureClass.INTERRUPTED.value)]
-=======
-        return [trial_of(row) for row in self._db.read(sql, FailureClass.INTERRUPTED.value)]
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)
 
     def next_number(self, patch_id: str) -> int:
         """The number of a patch's next attempt, superseded ones counted."""
@@ -329,7 +358,6 @@ class Ledger:
             attempts = read("SELECT * FROM attempts WHERE NOT superseded ORDER BY patch, n")
             merged = read("SELECT * FROM merged")
             probes = read("SELECT * FROM probes ORDER BY patch, rowid")
-<<<<<<< HEAD
             last = runs[-1] if runs else None
             return {
                 "run": last["name"] if last else self.path.parent.name,
@@ -468,18 +496,3 @@ def _merged_status(row: sqlite3.Row | None) -> dict[str, Any]:
     if row is None:
         return {"path": None, "gaussians": None, "psnr": None, "ssim": None}
     return {name: row[name] for name in ("path", "gaussians", "psnr", "ssim")} | {"details": json.loads(row["details"])}
-=======
-        last = runs[-1] if runs else None
-        return {
-            "run": last["name"] if last else self.path.parent.name,
-            "settings_hash": last["settings_hash"] if last else None,
-            "started": runs[0]["started"] if runs else None,
-            "ended": last["ended"] if last else None,
-            "exit_code": last["exit_code"] if last else None,
-            "patches": [
-                patch_status(row, *([one for one in of if one["patch"] == row["id"]] for of in (attempts, probes)))
-                for row in patches
-            ],
-            "merged": merged_status(merged[0] if merged else None),
-        }
->>>>>>> edf62bd (Ledger and its records are two modules; fewer cameras as the last remedy of a launch failure)

@@ -11,9 +11,8 @@ import yaml
 
 from splatpipe.errors import SplatpipeError
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger
+from splatpipe.ledger import Ledger, PatchRecord, TrialRecord
 from splatpipe.policy.history import Learned, Past, Trial, learned_rung, likeness
-from splatpipe.records import PatchRecord, TrialRecord
 from splatpipe.runfolder import read_run
 
 MOST_RUNS = 50  # neighbouring run folders that are read, the latest first

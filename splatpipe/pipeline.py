@@ -194,9 +194,7 @@ def status(run_folder: Path) -> dict[str, Any]:
 
 def _read(options: RunOptions) -> SceneReading:
     settings = options.config.scene
-    return read_scene(
-        options.scene, settings.images, settings.missing_images, settings.masks, settings.outside_links
-    )
+    return read_scene(options.scene, settings.images, settings.missing_images, settings.masks, settings.outside_links)
 
 
 @contextlib.contextmanager

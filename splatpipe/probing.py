@@ -14,13 +14,12 @@ from splatpipe.executors.local import Slot
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger
+from splatpipe.ledger import Ledger, PatchRecord, ProbeRecord
 from splatpipe.memory import median_extent
 from splatpipe.planning import PlannedPatch
 from splatpipe.policy.history import ALIKE, Learned, likeness
 from splatpipe.policy.probe import Choice, Probed, decide, doubts, next_probe
 from splatpipe.progress import RunProgress
-from splatpipe.records import PatchRecord, ProbeRecord
 from splatpipe.trainers.base import TrainRequest
 from splatpipe.trainers.supervise import end_orphan, run_attempt
 
