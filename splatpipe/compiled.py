@@ -18,11 +18,14 @@ PART = 200_000  # steps below which a thread of its own is not worth starting
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Any:
-    """`function` as machine code without the GIL, kept beside its source or in the user's cache, if one is writable."""
+def compiled(function: Callable[..., Any], fused: bool = False) -> Any:
+    """`function` as machine code without the GIL, kept beside its source or in the user's cache, if one is writable.
+
+    `fused` lets a product and a sum round once, where a last digit does not matter.
+    """
     import numba
 
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"} if fused else False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder to keep it in

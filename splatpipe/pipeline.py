@@ -205,11 +205,12 @@ def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[P
     for finding in reading.findings:
         _say(f"{finding.severity}: {finding.message}")
     # Settings that cannot be used must be found before anything is written.
-    check_plan(reading.scene, options.config, options.profile_folders)
+    cut = check_plan(reading.scene, options.config, options.profile_folders)
     with locked(layout, _say):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
         scene = undistort(reading.scene, layout.scene, _say)
-        plan = make_plan(scene, options.config, options.profile_folders)
+        same = cut if scene is reading.scene else None  # undistorted images show a little more or less
+        plan = make_plan(scene, options.config, options.profile_folders, same)
         for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
             _say(f"{finding.severity}: {finding.message}")
         write_datasets(plan, layout)

@@ -139,13 +139,16 @@ class Plan:
         }
 
 
-def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> Plan:
-    """Split `scene`, measure its patches, choose each one's rung, cap and schedule. Writes nothing."""
+def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = (), known: Split | None = None) -> Plan:
+    """Split `scene`, measure its patches, choose each one's rung, cap and schedule. Writes nothing.
+
+    `known` is what `check_plan` gave for the same scene and settings, if it was asked.
+    """
     profile = _profile(config, profile_folders)
     fixed, hyper = _fixed_rung(config, profile), _hyper_parameters(config, profile)
     rungs = sorted({*config.init_scaling.rungs, *([fixed] if fixed else [])})
     patching, hyper, budget = within_budget(scene, config.patching, hyper)
-    cut = split(scene, patching)
+    cut = known or split(scene, patching)
 
     def measure(patch: Patch) -> Measured:
         similarity = normalising_similarity(scene, patch)
@@ -180,12 +183,12 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
     return Plan(scene, cut, tuple(planned), budget)
 
 
-def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> None:
+def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> Split:
     """Raise what `make_plan` would raise for these settings and this scene, at a fraction of its cost."""
     profile = _profile(config, profile_folders)
     _fixed_rung(config, profile)
     patching, _, _ = within_budget(scene, config.patching, _hyper_parameters(config, profile))
-    split(scene, patching)
+    return split(scene, patching)
 
 
 def write_datasets(plan: Plan, layout: RunLayout) -> None:

@@ -15,6 +15,7 @@ from scenes import look_at, scaled, scene_from, synthetic_scene
 from splatpipe.patches.dataset import normalising_similarity
 from splatpipe.patches.footprints import footprints
 from splatpipe.patches.frame import ground_frame
+from splatpipe.patches.neighbours import nearest_distances, spatial_order
 from splatpipe.patches.partition import split
 from splatpipe.patches.patch import Box, Patch, Role
 from splatpipe.patches.preflight import preflight
@@ -68,6 +69,15 @@ def test_neighbour_distances_agree_with_brute_force_also_for_coincident_points(s
     all_distances = np.linalg.norm(points[:, None] - points, axis=2)
     np.fill_diagonal(all_distances, np.inf)
     assert_allclose(neighbour_distances(points), np.sort(all_distances, axis=1)[:, :3])
+    assert_allclose(nearest_distances(points, spatial_order(points)), np.sort(all_distances, axis=1)[:, :3])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 3000])
+def test_patches_and_trainings_measure_the_same_distances(n: int) -> None:
+    """Patches with a search of their own, which is faster; also for walls, holes, lone and coincident points."""
+    rng = np.random.default_rng(n)
+    points = rng.normal(size=(n, 3)) * rng.choice([0.0, 0.01, 1.0, 100.0], (n, 1))
+    assert_allclose(nearest_distances(points, spatial_order(points)), neighbour_distances(points), rtol=1e-12)
 
 
 def test_each_trainer_has_its_own_initial_size() -> None:

@@ -15,13 +15,10 @@ from numpy.typing import NDArray
 from splatpipe.errors import SceneError
 from splatpipe.files import atomic_folder, read_json, write_json
 from splatpipe.layout import PatchLayout
-from splatpipe.patches.patch import Patch, Role
+from splatpipe.patches.patch import SAMPLE, Patch, Role, observed_distances
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.colmap import assemble, read_model, write_model
 from splatpipe.scene.masks import mask_name, mask_paths
-from splatpipe.scene.tracks import observations_of
-
-SAMPLE = 20_000  # core points that stand for all when distances are measured
 
 
 class HasJson(Protocol):
@@ -59,10 +56,8 @@ def normalising_similarity(scene: Scene, patch: Patch) -> Similarity:
 
 
 def _typical_distance(scene: Scene, patch: Patch, core: NDArray[np.int64], center: NDArray[np.float64]) -> float:
+    distances = observed_distances(scene, patch, core)
     core = core[:: max(len(core) // SAMPLE, 1)]
-    seen = observations_of(scene, core)
-    ours = np.isin(seen.cameras, patch.camera_index)
-    distances = np.linalg.norm(scene.points[core[seen.rows[ours]]] - scene.centers[seen.cameras[ours]], axis=1)
     candidates = (
         distances,
         np.linalg.norm(scene.centers[patch.camera_index] - center, axis=1),

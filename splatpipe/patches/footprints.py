@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from splatpipe.compiled import compiled
+from splatpipe.patches.neighbours import spatial_order
 
 NEAR = 0.01  # training units; trainers cull Gaussians nearer to the camera
 SIGMAS = 3.0  # a Gaussian's footprint reaches this many standard deviations
@@ -34,19 +36,20 @@ def footprints(
     Ks: NDArray[np.floating],
     sizes: NDArray[Any],
     rungs: Sequence[float],
+    order: NDArray[np.integer] | None = None,
 ) -> Footprints:
     """All arguments in training coordinates: (N, 3), (N,), (C, 4, 4), (C, 3, 3), (C, 2), R ascending rungs.
+
+    `order` is the `spatial_order` of the means, if that is known already.
 
     `unit_scales` are the initial sigmas at init_scaling 1. A footprint is mean2d +- 3 sigma_px with
     sigma_px^2 = (f sigma / z)^2 + 0.3 on each axis (trainers.md, A12).
     """
-    from scipy.spatial import cKDTree
-
     visible, tiles = np.zeros((len(rungs), len(viewmats)), np.int64), np.zeros(len(viewmats), np.int64)
     seen_by, area = np.zeros(len(means), np.int64), np.zeros(len(viewmats))
-    order = cKDTree(means, balanced_tree=False, compact_nodes=False).indices  # neighbours in space stand close
+    order = spatial_order(means) if order is None else order
     means, unit_scales = means[order].astype(np.float32), unit_scales[order].astype(np.float32)
-    _kernel()(
+    compiled(_project, fused=True)(
         means,
         unit_scales,
         *_blocks(means, unit_scales),
@@ -79,7 +82,7 @@ def _blocks(means: NDArray[np.float32], unit_scales: NDArray[np.float32]) -> tup
 def _project(  # type: ignore[no-untyped-def]
     means, unit_scales, centers, radii, largest, viewmats, Ks, sizes, rungs, visible, tiles, area, seen_by
 ):
-    """Compiled by `_kernel`. Blocks of Gaussians wholly beside the image or behind the camera are passed over.
+    """Compiled. Blocks of Gaussians wholly beside the image or behind the camera are passed over.
 
     `visible` counts each Gaussian once, at the first rung that shows it.
     """
@@ -140,15 +143,3 @@ def _project(  # type: ignore[no-untyped-def]
                 y0, y1 = int(max(v - reach_y, zero) / tile), int(min(v + reach_y, height - one) / tile)
                 tiles[c] += max(x1 - x0 + 1, 1) * max(y1 - y0 + 1, 1)
         area[c] = total / (width * height)
-
-
-@cache
-def _kernel() -> Any:
-    """`_project` as machine code; kept beside the source, or in the user's cache, where one of the two is writable."""
-    import numba
-
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(_project)
-    except RuntimeError:  # numba found no folder to keep it in
-        return numba.njit(**options)(_project)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from splatpipe.patches.box import Box
 from splatpipe.patches.frame import Frame
 from splatpipe.scene.arrays import Scene
+from splatpipe.scene.tracks import observations_of
+
+SAMPLE = 20_000  # points that stand for all when distances are measured
 
 
 class Role(IntEnum):
@@ -81,3 +84,16 @@ def point_roles(points: NDArray[np.float64], core: Box, buffered: Box) -> NDArra
     roles[buffered.contains(points)] = Role.BUFFER
     roles[core.contains(points)] = Role.CORE
     return roles
+
+
+def observed_distances(scene: Scene, patch: Patch, points: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distances from the patch's cameras to those of the scene's points at index `points` that each observes.
+
+    Of many points, an even sample stands for all.
+    """
+    points = points[:: max(len(points) // SAMPLE, 1)]
+    seen = observations_of(scene, points)
+    is_ours = np.zeros(scene.n_cameras, bool)
+    is_ours[patch.camera_index] = True
+    ours = is_ours[seen.cameras]
+    return np.linalg.norm(scene.points[points[seen.rows[ours]]] - scene.centers[seen.cameras[ours]], axis=1)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.patches.footprints import footprints
-from splatpipe.patches.patch import Patch, Role
+from splatpipe.patches.neighbours import nearest_distances, spatial_order
+from splatpipe.patches.patch import Patch, Role, observed_distances
 from splatpipe.scene.arrays import Scene, Similarity
-from splatpipe.scene.tracks import observations_of
-from splatpipe.splatting.spacing import gsplat_sizes, lichtfeld_sizes, neighbour_distances
+from splatpipe.splatting.spacing import gsplat_sizes, lichtfeld_sizes
 
 RUNGS = (0.1, 0.2, 0.3, 0.4)
 ROBUST = (0.01, 0.99)  # quantiles of the robust extent
@@ -105,12 +105,14 @@ def patch_stats(
     """
     extent, full = _extents(scene, patch)
     means = similarity.apply(scene.points[patch.point_index])
-    neighbours = neighbour_distances(means)
+    order = spatial_order(means)
+    neighbours = nearest_distances(means, order)
     distance = neighbours.mean(axis=1)
     unit_scales = {"gsplat": gsplat_sizes(neighbours), "lichtfeld": lichtfeld_sizes(neighbours)}
     cameras = patch.camera_index
     Ks, sizes = _training_size(scene.Ks[cameras], scene.sizes[cameras], downscale, max_width)
-    seen = footprints(means, unit_scales[trainer], similarity.apply_viewmats(scene.viewmats[cameras]), Ks, sizes, rungs)
+    viewmats = similarity.apply_viewmats(scene.viewmats[cameras])
+    seen = footprints(means, unit_scales[trainer], viewmats, Ks, sizes, rungs, order)
     return PatchStats(
         patch_id=patch.id,
         cameras=len(cameras),
@@ -158,13 +160,8 @@ def _extents(scene: Scene, patch: Patch) -> tuple[tuple[float, float, float], tu
 
 
 def _median_depth(scene: Scene, patch: Patch) -> float:
-    core = patch.points_with(Role.CORE)
-    seen = observations_of(scene, core)
-    ours = np.isin(seen.cameras, patch.camera_index)
-    if not ours.any():
-        return float("nan")
-    offsets = scene.points[core[seen.rows[ours]]] - scene.centers[seen.cameras[ours]]
-    return float(np.median(np.linalg.norm(offsets, axis=1)))
+    distances = observed_distances(scene, patch, patch.points_with(Role.CORE))
+    return float(np.median(distances)) if len(distances) else float("nan")
 
 
 def _relative_size(scales: NDArray[np.float64], distance: NDArray[np.float64]) -> float:
@@ -173,5 +170,7 @@ def _relative_size(scales: NDArray[np.float64], distance: NDArray[np.float64]) -
 
 
 def _quantiles(values: NDArray[Any]) -> dict[str, float]:
-    found = {f"q{100 * q:02.0f}": float(np.quantile(values, q)) for q in QUANTILES}
-    return found | {"mean": float(values.mean())}
+    found = np.quantile(values, QUANTILES)
+    return {f"q{100 * q:02.0f}": float(v) for q, v in zip(QUANTILES, found, strict=True)} | {
+        "mean": float(values.mean())
+    }

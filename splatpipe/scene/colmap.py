@@ -264,28 +264,28 @@ def write_model(
     """
     from scipy.spatial.transform import Rotation
 
-    cameras, points = np.asarray(cameras, np.int64), np.sort(np.asarray(points, np.int64))
+    chosen, kept = np.asarray(cameras, np.int64), np.sort(np.asarray(points, np.int64))
     row = np.full(scene.n_cameras, -1, np.int32)
-    row[cameras] = np.arange(len(cameras), dtype=np.int32)
-    viewmats, xyz = scene.viewmats[cameras], scene.points[points]
+    row[chosen] = np.arange(len(chosen), dtype=np.int32)
+    viewmats, xyz = scene.viewmats[chosen], scene.points[kept]
     if similarity is not None:
         viewmats, xyz = similarity.apply_viewmats(viewmats), similarity.apply(xyz)
-    tracks = Tracks(*kept_tracks(scene, points, row))
+    tracks = Tracks(*kept_tracks(scene, kept, row))
     none = np.empty(0, np.int32)
     model = Model(
-        cameras=dict(_pinholes(scene, cameras) if intrinsics is None else intrinsics),
-        image_ids=scene.image_ids[cameras],
-        names=tuple(scene.names[i] for i in cameras),
-        camera_ids=np.array([scene.intrinsics[i].id for i in scene.intrinsics_index[cameras]], np.int64),
+        cameras=dict(_pinholes(scene, chosen) if intrinsics is None else intrinsics),
+        image_ids=scene.image_ids[chosen],
+        names=tuple(scene.names[i] for i in chosen),
+        camera_ids=np.array([scene.intrinsics[i].id for i in scene.intrinsics_index[chosen]], np.int64),
         quats=Rotation.from_matrix(viewmats[:, :3, :3]).as_quat(scalar_first=True),
         translations=viewmats[:, :3, 3],
         obs_images=none,
         obs_points=none.astype(np.int64),
         obs_xy=np.empty((0, 2), np.float32),
-        point_ids=scene.point_ids[points],
+        point_ids=scene.point_ids[kept],
         points=xyz,
-        colors=scene.colors[points],
-        errors=scene.errors[points],
+        colors=scene.colors[kept],
+        errors=scene.errors[kept],
     )
     with atomic_folder(folder) as temporary:
         write_tracks(temporary, model, tracks)
