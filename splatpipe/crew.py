@@ -69,6 +69,8 @@ def choose_crew(config: Config, profile_folders: tuple[Path, ...]) -> Crew:
     lichtfeld = LichtfeldTrainer(Path(given.lfs_binary) if given.lfs_binary else None, profile)
     gsplat = GsplatTrainer()
     own, theirs = gsplat.probe(), lichtfeld.probe()
+    # Gaussians made for another blur cannot be merged with ours: with antialiasing each trainer stays alone.
+    alone = given.antialiased
     wanted = (*(f"training.{name}" for name in given.options()), *(["scene.masks"] if config.scene.masks else []))
     lacking = unavailable(wanted, theirs.capabilities)
     if trainer_name(config) == "lichtfeld":
@@ -79,6 +81,7 @@ def choose_crew(config: Config, profile_folders: tuple[Path, ...]) -> Crew:
                 f"{lacking[0]}: {theirs.version} has no such option; leave it out, or use training.trainer: gsplat"
             )
         same_device = "cuda" in own.capabilities or "cuda" not in theirs.capabilities
-        return Crew(lichtfeld, theirs, gsplat if same_device else None)
-    takes_over = theirs.available and "cuda" in theirs.capabilities and given.device != "cpu" and not lacking
+        return Crew(lichtfeld, theirs, gsplat if same_device and not alone else None)
+    takes_over = theirs.available and "cuda" in theirs.capabilities and given.device != "cpu"
+    takes_over = takes_over and not lacking and not alone
     return Crew(gsplat, own, lichtfeld if takes_over else None)

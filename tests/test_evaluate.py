@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from splatpipe.merge.evaluate import Renderer, evaluate_splat, in_view, normalising
-from splatpipe.splatting.ply import Splats, to_rows, write_splats
+from splatpipe.splatting.ply import Splats, antialiased_comment, to_rows, write_splats
 from splatpipe.splatting.views import Views
 
 WIDTH, HEIGHT = 96, 64
@@ -119,6 +120,27 @@ def test_a_file_too_large_to_hold_gives_the_same_figures_view_by_view(tmp_path: 
     streamed = evaluate_splat(tmp_path / "splat.ply", views, held_at_once=10)
     assert whole.psnr < 50
     assert [view.psnr for view in streamed.views] == pytest.approx([view.psnr for view in whole.views], abs=0.01)
+
+
+def test_an_antialiased_splat_is_rendered_as_one(tmp_path: Path) -> None:
+    splats = colourful_wall()
+    splats.scales[:] = np.log(0.004)  # far below a pixel: only then does it show
+    for name, comments in (("plain", ()), ("antialiased", (antialiased_comment(0.3),))):
+        write_splats(tmp_path / f"{name}.ply", splats, comments)
+    views = views_with_photographs(tmp_path, splats)
+    pictures: list[Any] = []
+    for name in ("plain", "antialiased"):
+        for held in (10, 10_000_000):
+            evaluate_splat(
+                tmp_path / f"{name}.ply",
+                views,
+                held_at_once=held,
+                on_view=lambda _, render, __: pictures.append(render),
+            )
+    per_run = len(pictures) // 4
+    plain, antialiased = pictures[0], pictures[2 * per_run]
+    assert antialiased.mean() < 0.7 * plain.mean(), "specks are no longer as wide and bright as the blur"
+    np.testing.assert_allclose(pictures[3 * per_run], antialiased, atol=0.01)
 
 
 def test_only_what_lies_in_a_view_is_held_for_it() -> None:

@@ -21,7 +21,15 @@ from splatpipe.merge.join import MergePart, MergeReport, merge_splats
 from splatpipe.merge.settings import MergeSettings
 from splatpipe.patches.frame import Frame
 from splatpipe.patches.patch import Box
-from splatpipe.splatting.ply import SplatFileError, Splats, read_splats, to_rows, write_splats
+from splatpipe.splatting.ply import (
+    SplatFileError,
+    Splats,
+    antialiased_comment,
+    read_header,
+    read_splats,
+    to_rows,
+    write_splats,
+)
 
 INF = np.inf
 IDENTITY = Frame(np.eye(3), "axes", "")
@@ -209,6 +217,18 @@ def test_rules_relative_to_the_scene_do_not_depend_on_its_units(tmp_path: Path) 
         cleaning = Cleaning(MergeSettings(max_scale=1), np.zeros(3), extent=10 * factor)
         report = merge_splats([part], tmp_path / "out.ply", [slab("p000", -INF, INF)], IDENTITY, cleaning)
         assert report.dropped == dict.fromkeys(RULES, 0) | {"oversized": 1, "far_away": 1}
+
+
+def test_antialiased_parts_make_an_antialiased_splat_and_nothing_else_joins_them(tmp_path: Path) -> None:
+    patches, splats = [slab("p000", 0, 5), slab("p001", 5, 10)], splats_at(on_x(1, 6))
+    parts = [write_part(tmp_path, patch.id, splats) for patch in patches]
+    for part in parts:
+        write_splats(part.path, splats, (antialiased_comment(0.3),))
+    merge_splats(parts, tmp_path / "merged.ply", patches, IDENTITY)
+    assert read_header(tmp_path / "merged.ply").antialiased == 0.3
+    write_splats(parts[1].path, splats)
+    with pytest.raises(RunFolderError, match="p000 and p001 were not both trained with the same antialiasing"):
+        merge_splats(parts, tmp_path / "merged.ply", patches, IDENTITY)
 
 
 def test_a_truncated_part_is_named_and_the_old_merge_stays(tmp_path: Path) -> None:

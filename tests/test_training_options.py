@@ -17,9 +17,17 @@ from test_training import SETTINGS, data_of, never, stop_at, training
 from splatpipe.scene.arrays import Scene
 from splatpipe.splatting.clipping import LEARN, GradientClip
 from splatpipe.splatting.loop import Seen, Stopped, Training, TrainingData, render
+from splatpipe.splatting.raster import BLUR
 from splatpipe.splatting.settings import OPTIONS, TrainSettings
+from splatpipe.splatting.views import ViewLoader
 
-EVERYTHING = {"views_per_step": 2, "warmup_steps": 30, "clip_gradients": 1.5, "random_background": True}
+EVERYTHING = {
+    "views_per_step": 2,
+    "warmup_steps": 30,
+    "clip_gradients": 1.5,
+    "random_background": True,
+    "antialiased": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +130,49 @@ def test_a_random_background_makes_dark_things_opaque(scene: Scene, tmp_path: Pa
     assert opacity[True] > 2 * opacity[False]
 
 
-def test_render_puts_the_background_behind_the_gaussians(scene: Scene, tmp_path: Path) -> None:
-    from splatpipe.splatting.views import ViewLoader
+def test_an_antialiased_splat_looks_the_same_from_farther_away(scene: Scene, tmp_path: Path) -> None:
+    """Small Gaussians at a quarter of the size are what averaging 4 by 4 pixels makes of them; else they swell."""
+    data = data_of(scene)
+    run, _ = training(data, tmp_path, init_scaling=0.05, init_opacity=0.9)
+    pictures = {}
+    for factor in (1.0, 4.0):
+        loader = ViewLoader(data.views.resized(factor, 0), torch.device("cpu"), 1 << 24)
+        for blur in (None, BLUR):
+            image = render(run.params, loader.get(0), sh_degree=0, antialiased=blur)[0]
+            pictures[blur, factor] = image.detach().numpy()
+        loader.close()
+    error = {}
+    for blur in (None, BLUR):
+        averaged = pictures[blur, 1.0].reshape(12, 4, 16, 4, 3).mean((1, 3))
+        error[blur] = abs(pictures[blur, 4.0].mean() / averaged.mean() - 1)
+    assert error[BLUR] < 0.15
+    assert error[None] > 1
 
+
+def test_antialiased_training_looks_at_antialiased_pictures(scene: Scene, tmp_path: Path) -> None:
+    data = data_of(scene)
+    pictures: dict[bool, torch.Tensor] = {}
+    for wanted in (False, True):
+        run, _ = training(data, tmp_path / f"{wanted}", init_scaling=0.05, antialiased=wanted)
+        loader = ViewLoader(data.views, torch.device("cpu"), 1 << 24)
+        expected = render(run.params, loader.get(run._cameras(0)[0]), sh_degree=0, antialiased=BLUR if wanted else None)
+        loader.close()
+        run.observer = Keep(pictures, wanted)
+        with pytest.raises(Stopped):
+            run.run(stop_at(run, 1))
+        assert torch.equal(pictures[wanted], expected[0].detach())
+    assert pictures[True].mean() < 0.5 * pictures[False].mean()
+
+
+class Keep:
+    def __init__(self, pictures: dict[bool, torch.Tensor], key: bool) -> None:
+        self.pictures, self.key = pictures, key
+
+    def after_step(self, training: Training, seen: Seen) -> None:
+        self.pictures[self.key] = seen.image
+
+
+def test_render_puts_the_background_behind_the_gaussians(scene: Scene, tmp_path: Path) -> None:
     data = data_of(scene)
     run, _ = training(data, tmp_path)
     loader = ViewLoader(data.views, torch.device("cpu"), 1 << 24)

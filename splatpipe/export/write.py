@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ def export_splat(
     header = read_header(splat)
     recipes = [recipe(wanted, header.count, header.sh_degree, tool.gpu) for wanted in formats]
     unique = {one.format.name: one for one in recipes}
+    if header.antialiased is not None:
+        note = "trained antialiased, which the format does not say: switch antialiasing on in the viewer"
+        unique = {name: replace(one, notes=(*one.notes, note)) for name, one in unique.items()}
     return [_write(splat, one, place(one.format.file), tool) for one in unique.values()]
 
 

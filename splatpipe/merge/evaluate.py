@@ -43,13 +43,14 @@ def evaluate_splat(
     if threads and device == "cpu":
         raster.set_threads(threads)
     header, small = read_header(path), views.resized(downscale, max_width)
-    whole = Renderer(read_splats(path), device) if header.count <= held_at_once else None
+    blur = header.antialiased
+    whole = Renderer(read_splats(path), device, antialiased=blur) if header.count <= held_at_once else None
     similarity = whole.similarity if whole else normalising(_sampled_means(path))
 
     def render(i: int) -> Picture:
         width, height = (int(pixels) for pixels in small.sizes[i])
         viewmat, K = small.viewmats[i], small.Ks[i]
-        renderer = whole or Renderer(_visible(path, viewmat, K, width, height), device, similarity)
+        renderer = whole or Renderer(_visible(path, viewmat, K, width, height), device, similarity, blur)
         return renderer.render(viewmat, K, width, height)
 
     def photograph(i: int) -> Picture:
@@ -64,10 +65,17 @@ class Renderer:
 
     The frame has its origin amid the Gaussians and an extent of 10, because kilometres from the origin, or in
     scenes a millimetre wide, single precision and the rasteriser's near plane (0.01) would show. `similarity`
-    leads into another frame instead.
+    leads into another frame instead; `antialiased` is the blur of an antialiased splat (`PlyHeader.antialiased`).
     """
 
-    def __init__(self, splats: Splats, device: str = "cpu", similarity: Similarity | None = None) -> None:
+    def __init__(
+        self,
+        splats: Splats,
+        device: str = "cpu",
+        similarity: Similarity | None = None,
+        antialiased: float | None = None,
+    ) -> None:
+        self._antialiased = antialiased
         self.sh_degree = splats.sh_degree
         self.similarity = similarity or normalising(splats.means)
         self._device = torch.device(device)
@@ -93,6 +101,8 @@ class Renderer:
             width,
             height,
             sh_degree=self.sh_degree,
+            eps2d=raster.BLUR if self._antialiased is None else self._antialiased,
+            rasterize_mode="classic" if self._antialiased is None else "antialiased",
         )
         return images[0].clamp(0, 1).cpu().numpy()
 

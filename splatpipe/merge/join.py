@@ -28,6 +28,7 @@ from splatpipe.splatting.ply import (
     CHUNK_ROWS,
     PlyHeader,
     SplatWriter,
+    antialiased_comment,
     iter_rows,
     read_header,
     sample_rows,
@@ -151,6 +152,14 @@ def merge_splats(
     holes = [patch for patch in patches if patch.id not in headers]
     if len(headers) != len(parts) or len(trained) != len(parts):
         raise ValueError("every part must have the id of a patch of its own")
+    modes = {header.antialiased for header in headers.values()}
+    if len(modes) > 1:
+        one, other = (next(i for i, h in headers.items() if h.antialiased == mode) for mode in list(modes)[:2])
+        raise RunFolderError(
+            f"{out}: {one} and {other} were not both trained with the same antialiasing, so no viewer can show them "
+            "together; train them again with the same training.antialiased (--retrain)"
+        )
+    comments = [*comments, *(antialiased_comment(blur) for blur in modes if blur is not None)]
     borders = borders or Borders()
     surveyed = survey(headers, patches, frame, _grid(headers, frame))
     loans = find_loans(surveyed, borders.thin_owner)

@@ -29,7 +29,7 @@ from splatpipe.splatting.loss import photometric_loss
 from splatpipe.splatting.mcmc import refine
 from splatpipe.splatting.model import Params, initial_params
 from splatpipe.splatting.noise import add_noise_
-from splatpipe.splatting.raster import rasterization
+from splatpipe.splatting.raster import BLUR, rasterization
 from splatpipe.splatting.settings import OPTIONS, TrainSettings
 from splatpipe.splatting.views import View, ViewLoader, Views
 
@@ -128,11 +128,17 @@ def scene_scale(views: Views) -> float:
 
 
 def render(
-    params: Params, view: View, *, sh_degree: int, background: torch.Tensor | None = None
+    params: Params,
+    view: View,
+    *,
+    sh_degree: int,
+    background: torch.Tensor | None = None,
+    antialiased: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
     """Image (H, W, 3), rasteriser's meta, and the activated scales and opacities it was made from.
 
-    `background` (3,) is the colour behind the Gaussians; black when None.
+    `background` (3,) is the colour behind the Gaussians, black when None; `antialiased` the blur in square pixels
+    that opacities make up for, None when they do not.
     """
     scales, opacities = torch.exp(params["scales"]), torch.sigmoid(params["opacities"])
     images, _, meta = rasterization(
@@ -147,6 +153,8 @@ def render(
         view.height,
         sh_degree=sh_degree,
         backgrounds=None if background is None else background[None],
+        eps2d=BLUR if antialiased is None else antialiased,
+        rasterize_mode="classic" if antialiased is None else "antialiased",
     )
     return images[0], meta, scales, opacities
 
@@ -332,7 +340,8 @@ class Training:
         self, view: View, degree: int, background: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
         try:
-            rendered = render(self.params, view, sh_degree=degree, background=background)
+            blur = BLUR if self.settings.antialiased else None
+            rendered = render(self.params, view, sh_degree=degree, background=background, antialiased=blur)
         except MemoryError as error:
             raise TrainingFailure("oom_raster", f"camera {view.name}: {error}", self.step) from error
         count = rendered[1]["n_isects"]

@@ -86,8 +86,25 @@ class PlyHeader:
         return self.dtype.itemsize
 
     @property
+    def antialiased(self) -> float | None:
+        """The blur, in square pixels, for which the opacities of an antialiased splat are made; None for others."""
+        found = [comment.split()[-1] for comment in self.comments if comment.startswith(_ANTIALIASED)]
+        try:
+            return float(found[-1]) if found else None
+        except ValueError:
+            return None
+
+    @property
     def sh_degree(self) -> int:
         return degree_of(sum(name.startswith("f_rest_") for name, _ in self.properties))
+
+
+_ANTIALIASED = "antialiased, blur "
+
+
+def antialiased_comment(blur: float) -> str:
+    """The comment by which `PlyHeader.antialiased` knows a splat trained antialiased with this blur (px^2)."""
+    return f"{_ANTIALIASED}{blur:g}"
 
 
 def degree_of(rest: int) -> int:

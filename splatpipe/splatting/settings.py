@@ -45,6 +45,7 @@ class TrainSettings:
     views_per_step: Annotated[int, Ge(1), Le(10)] = 1  # photographs whose gradients one step averages
     warmup_steps: Annotated[int, Ge(0)] = 0  # in which all learning rates rise linearly
     clip_gradients: Annotated[float, Ge(0)] = 0.0  # times a parameter group's running mean gradient norm; 0: no limit
+    antialiased: bool = False  # opacity makes up for the blur of small Gaussians, as in Mip-Splatting
     random_background: bool = False  # a new colour behind the Gaussians in every step
     checkpoint_every: Annotated[int, Ge(1)] = 1_000
     image_cache_gb: Annotated[float, Ge(0)] = 0.0  # decoded photographs kept in memory; 0: half of what is free
@@ -68,4 +69,4 @@ STEPS = (
     *("warmup_steps", "checkpoint_every"),
 )
 # What a training can do beyond gsplat's preset, each off by default. See docs/training.md.
-OPTIONS = ("views_per_step", "warmup_steps", "clip_gradients", "random_background")
+OPTIONS = ("views_per_step", "warmup_steps", "clip_gradients", "antialiased", "random_background")

@@ -17,9 +17,10 @@ from splatpipe.splatting import raster
 from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
 from splatpipe.splatting.metrics import psnr, ssim
 from splatpipe.splatting.model import Params, to_splats
-from splatpipe.splatting.ply import transform, write_splats
+from splatpipe.splatting.ply import antialiased_comment, transform, write_splats
 from splatpipe.splatting.views import ViewLoader, Views
 from splatpipe.trainers.base import TrainRequest
+from splatpipe.trainers.lichtfeld_options import MIP_BLUR
 from splatpipe.trainers.tail import read_events
 
 MAX_AUTO_CACHE_BYTES = 16 << 30
@@ -123,10 +124,13 @@ def evaluate(params: Params, holdout: Views, request: TrainRequest, device: torc
     """Report the quality of each hold-out view, and of all: `evaluated` and `eval` of docs/contracts.md."""
     loader = ViewLoader(holdout, device, _cache_bytes(request))
     rows: list[dict[str, Any]] = []
+    own = request.trainer == "gsplat"
+    blur = (raster.BLUR if own else MIP_BLUR) if request.settings.antialiased else None
     with torch.no_grad():
         for i, name in enumerate(holdout.names):
             view = loader.get(i)
-            image = render(params, view, sh_degree=request.settings.sh_degree)[0].clamp(0, 1).cpu().numpy()
+            rendered = render(params, view, sh_degree=request.settings.sh_degree, antialiased=blur)[0]
+            image = rendered.clamp(0, 1).cpu().numpy()
             photograph = view.image.cpu().numpy()
             of = image, photograph, None if view.mask is None else view.mask.cpu().numpy()
             row = {"image": name, "psnr": round(psnr(*of), 4), "ssim": round(ssim(*of), 5)}
@@ -140,5 +144,7 @@ def evaluate(params: Params, holdout: Views, request: TrainRequest, device: torc
 def _write_splat(params: Params, request: TrainRequest) -> int:
     """The number of Gaussians written, in scene coordinates."""
     splats = transform(to_splats(params), request.similarity)
-    comments = (f"splatpipe patch {request.patch_id} attempt {request.attempt}",)
+    comments = [f"splatpipe patch {request.patch_id} attempt {request.attempt}"]
+    if request.settings.antialiased:
+        comments.append(antialiased_comment(raster.BLUR))
     return write_splats(request.files.splat, splats, comments)

@@ -13,14 +13,14 @@ from splatpipe.errors import EnvironmentProblem
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import write_json
 from splatpipe.splatting.images import training_size
-from splatpipe.splatting.ply import SplatFileError
+from splatpipe.splatting.ply import SplatFileError, antialiased_comment
 from splatpipe.trainers.base import CollectProblem, Command, TrainerInfo, TrainRequest
 from splatpipe.trainers.devices import visible_devices
 from splatpipe.trainers.lichtfeld_config import IGNORED, complete, read_profile
 from splatpipe.trainers.lichtfeld_dataset import facts, read_patch, stage
 from splatpipe.trainers.lichtfeld_flags import Plan, arguments, width_limit
 from splatpipe.trainers.lichtfeld_log import Event, Expected, LogReader
-from splatpipe.trainers.lichtfeld_options import option_arguments
+from splatpipe.trainers.lichtfeld_options import MIP_BLUR, option_arguments
 from splatpipe.trainers.lichtfeld_probe import Binary, ask, find_binary
 from splatpipe.trainers.lichtfeld_result import aim_of, check_count, convert, find_result
 
@@ -140,8 +140,9 @@ class LichtfeldRun:
                 raise CollectProblem(FailureClass.EXPORT_MISSING, sentence)
             notes = check_count(header, aim, log.final_count)
             request = self._request
-            comment = f"splatpipe patch {request.patch_id} attempt {request.attempt} lichtfeld"
-            count = convert(header, aim, request.similarity, request.files.splat, comment)
+            comments = [f"splatpipe patch {request.patch_id} attempt {request.attempt} lichtfeld"]
+            comments += [antialiased_comment(MIP_BLUR)] if request.settings.antialiased else []
+            count = convert(header, aim, request.similarity, request.files.splat, comments)
         except SplatFileError as error:
             raise CollectProblem(FailureClass.EXPORT_MISSING, str(error)) from error
         shutil.rmtree(output, ignore_errors=True)  # splat.ply holds all of it

@@ -10,9 +10,12 @@ from collections.abc import Collection, Iterable
 
 # Option of TrainSettings -> (flag, its argument or "" for a switch), the newest builds' first.
 WAYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "antialiased": (("enable-mip", ""), ("antialiasing", "")),
     "random_background": (("bg-mode", "random"),),
     "masks": (("mask-mode", "ignore"),),  # of the data set, not of TrainSettings
 }
+
+MIP_BLUR = 0.1  # square pixels: what LFS's rasteriser adds to antialiased Gaussians, where gsplat adds 0.3
 
 
 def option_arguments(options: Iterable[str], flags: Collection[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,14 +146,14 @@ def check_count(header: PlyHeader, aim: Aim, announced: int | None) -> list[str]
     return []
 
 
-def convert(header: PlyHeader, aim: Aim, similarity: Similarity, target: Path, comment: str) -> int:
+def convert(header: PlyHeader, aim: Aim, similarity: Similarity, target: Path, comments: Sequence[str]) -> int:
     """Write the splat of `header` to `target` in scene coordinates, atomically; returns its count.
 
     Nothing is written when a value is not finite, the Gaussians have faded, or they have left the scene or
     outgrown it: CollectProblem. Reads and writes in blocks.
     """
     sick = _Sick(header, aim)
-    with splat_writer(target, header.sh_degree, (comment,)) as writer:
+    with splat_writer(target, header.sh_degree, comments) as writer:
         for splats in _blocks(header):
             sick.look(splats)
             writer.append(to_rows(transform(splats, similarity)))

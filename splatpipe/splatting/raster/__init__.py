@@ -10,7 +10,10 @@ import torch
 from splatpipe.splatting.raster.inputs import Colors, check_gaussians, check_views
 from splatpipe.splatting.raster.pool import set_threads, threads
 
-__all__ = ["rasterization", "set_threads", "threads", "warm_up"]
+__all__ = ["BLUR", "rasterization", "set_threads", "threads", "warm_up"]
+
+
+BLUR = 0.3  # square pixels added to the image of every Gaussian
 
 
 def rasterization(
@@ -26,7 +29,7 @@ def rasterization(
     *,
     near_plane: float = 0.01,
     far_plane: float = 1e10,
-    eps2d: float = 0.3,
+    eps2d: float = BLUR,
     sh_degree: int | None = None,
     backgrounds: torch.Tensor | None = None,  # (C, 3)
     rasterize_mode: Literal["classic", "antialiased"] = "classic",
