@@ -16,6 +16,8 @@ from splatpipe.splatting.settings import TrainSettings
 
 SPLAT_BYTES = 248  # of one Gaussian in a PLY file with SH of degree 3
 CHECKPOINT_BYTES = 3 * 236  # of one Gaussian: parameters and two moments
+CPU_BYTES = 600_000_000  # torch, numba and the rasteriser's workspaces
+CPU_GAUSSIAN_BYTES = 4 * 236  # of one Gaussian: parameters, gradient, two moments
 POINT_BYTES = 100  # of one point with its track and observations in a patch's model
 
 
@@ -51,6 +53,12 @@ def predicted(stats: PatchStats, max_cap: int) -> Prediction:
     """For the patch's most demanding image at its cap."""
     share = float(stats.visible[-1].max(initial=0)) / max(stats.points, 1)
     return predict(max_cap, share, stats.pixels, int(stats.tiles.max(initial=0)))
+
+
+def host_bytes(stats: PatchStats, settings: TrainSettings) -> int:
+    """Main memory of a training on the CPU: parameters, moments and gradients, the decoded photographs, the rest."""
+    images = settings.image_cache_gb * 1e9 or 3 * stats.pixels * len(stats.visible[-1])
+    return int(CPU_BYTES + CPU_GAUSSIAN_BYTES * settings.max_cap + images)
 
 
 def too_many_intersections(expected: Prediction) -> tuple[Finding, ...]:

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
+from splatpipe.executors.settings import ExecutorSettings
 from splatpipe.failures.classify import Catalogue, extended_catalogue
 from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
@@ -60,15 +61,6 @@ class TrainingSection(TrainSettings):
     def hyper_parameters(self) -> TrainSettings:
         """The part that the training loop knows."""
         return TrainSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainSettings)})
-
-
-@dataclass(frozen=True)
-class ExecutorSettings:
-    """Where attempts run."""
-
-    __pydantic_config__ = STRICT
-
-    jobs: Annotated[int, Ge(0)] = 0  # patches trained at once; 0: one per GPU, or one on the CPU
 
 
 @dataclass(frozen=True)

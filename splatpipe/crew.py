@@ -24,10 +24,14 @@ class Crew:
     info: TrainerInfo
     other: Trainer | None = None
 
+    @property
+    def all(self) -> tuple[Trainer, ...]:
+        return (self.first,) if self.other is None else (self.first, self.other)
+
     def named(self, name: str) -> Trainer:
         """The trainer of a request. Raises `EnvironmentProblem` when it is not here (any more)."""
-        for trainer in (self.first, self.other):
-            if trainer is not None and trainer.name == name:
+        for trainer in self.all:
+            if trainer.name == name:
                 return trainer
         raise EnvironmentProblem(
             f"an attempt of this run was begun with {name}, which cannot be used now; make it available again "

@@ -63,6 +63,21 @@ class AttemptLayout:
         return self.root / "attempt.json"
 
     @property
+    def worker(self) -> Path:
+        """Which machine makes the attempt, where that is not the driver's."""
+        return self.root / "worker.json"
+
+    @property
+    def stop(self) -> Path:
+        """Its existence asks a worker on another machine to end with a checkpoint."""
+        return self.root / "stop"
+
+    @property
+    def outcome(self) -> Path:
+        """How the attempt went, from a worker that cannot answer otherwise."""
+        return self.root / "outcome.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -9,20 +9,22 @@ import contextlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splatpipe.budget import disk_finding
+from splatpipe.budget import disk_finding, host_bytes
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
+from splatpipe.executors.base import Executor, Work
+from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.planning import Plan, check_plan, make_plan, write_datasets, write_map
+from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger
 from splatpipe.runfolder import library_versions, locked, read_run, record_run
@@ -30,7 +32,7 @@ from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.undistort import needs_undistortion, undistort
 from splatpipe.trainers.base import PreparedTrainer, Trainer
-from splatpipe.training import TrainingStage, evaluation_device, reopen, settle, slots_for
+from splatpipe.training import TrainingStage, evaluation_device, reopen, settle
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ALL_FAILED = 0, 3, 4
 ALL = "all"
@@ -92,16 +94,18 @@ def run(
     config = options.config
     check_sinks(config.health.sinks)
     crew = Crew(trainer, trainer.probe(), other) if trainer else choose_crew(config, options.profile_folders)
-    slots = slots_for(config, crew.info)
+    if config.executor.kind == "local":
+        local_slots(config.executor, _demand(config), crew.info)  # before anything is written
     with _prepared(options, crew) as (plan, ledger):
-        _check_ids(options.retrain, plan)
+        _check_ids("--retrain", options.retrain - {ALL}, plan)
+        _check_ids("executor.canary", [config.executor.canary] if config.executor.canary else [], plan)
         for sentence in settle(ledger, crew):
             _say(sentence)
         reopen(ledger, _named(options.retrain, plan))
         waiting = [p for p in plan.patches if not _outcome(ledger, p.id).trained]
         if waiting:
             ledger.clear_merged()  # of which they are a part, or may become one
-            _train(waiting, options, ledger, crew, slots, stop)
+            _train(waiting, options, ledger, crew, stop)
         if stop.is_set():
             raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
         outcomes = _outcomes(plan, ledger)
@@ -232,7 +236,7 @@ def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[P
                     init_scaling=row["init_scaling"],
                     statistics=row["stats"],
                     preflight=row["preflight"],
-                    choice=planned.rung.to_json(),
+                    choice=planned.rung.to_json() | {"size": planned.size.to_json()},
                 )
             _say(_summary(plan, layout))
             exit_code = 1  # unless we learn better, a bug of ours
@@ -247,20 +251,37 @@ def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[P
 
 
 def _train(
-    waiting: Sequence[Any],
-    options: RunOptions,
-    ledger: Ledger,
-    crew: Crew,
-    slots: Sequence[Any],
-    stop: threading.Event,
+    waiting: Sequence[PlannedPatch], options: RunOptions, ledger: Ledger, crew: Crew, stop: threading.Event
 ) -> None:
-    if isinstance(crew.first, PreparedTrainer):
-        crew.first.prepare(slots[0].device, _say, stop)
     progress = RunProgress({planned.id: planned.settings.iterations for planned in waiting})
     try:
-        TrainingStage(options.layout, ledger, options.config, crew, progress, stop).run(waiting, slots)
+        with _executor(waiting, options.config, crew, stop) as executor:
+            TrainingStage(options.layout, ledger, options.config, crew, progress, executor, stop).run(waiting)
     finally:
         progress.close()
+
+
+@contextlib.contextmanager
+def _executor(waiting: Sequence[PlannedPatch], config: Config, crew: Crew, stop: threading.Event) -> Iterator[Executor]:
+    """Where `waiting` trains, ready to begin."""
+    work, demand = Work(crew.all, config.failures.catalogue()), _demand(config, waiting)
+    executor: Executor
+    if config.executor.kind == "local":
+        slots = local_slots(config.executor, demand, crew.info)
+        if isinstance(crew.first, PreparedTrainer):
+            crew.first.prepare(slots[0].device, _say, stop)
+        executor = local_executor(config.executor, slots, work, stop)
+    else:
+        executor = remote_executor(config.executor, demand, work, stop)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _demand(config: Config, waiting: Sequence[PlannedPatch] = ()) -> Demand:
+    given = config.training
+    return Demand(given.device, given.threads, max((host_bytes(p.stats, p.settings) for p in waiting), default=0))
 
 
 def _merge(plan: Plan, options: RunOptions, ledger: Ledger, device: str, *, fresh: bool) -> None:
@@ -320,11 +341,11 @@ def _named(retrain: frozenset[str], plan: Plan) -> frozenset[str]:
     return frozenset(p.id for p in plan.patches) if ALL in retrain else retrain
 
 
-def _check_ids(retrain: frozenset[str], plan: Plan) -> None:
+def _check_ids(where: str, named: Collection[str], plan: Plan) -> None:
     known = [p.id for p in plan.patches]
-    unknown = sorted(retrain - {ALL, *known})
+    unknown = sorted(set(named) - set(known))
     if unknown:
-        raise ConfigError(f"--retrain: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
+        raise ConfigError(f"{where}: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
 
 
 def _summary(plan: Plan, layout: RunLayout) -> str:

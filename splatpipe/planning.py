@@ -22,6 +22,7 @@ from splatpipe.patches.patch import Patch, Role
 from splatpipe.patches.preflight import Preflight, preflight
 from splatpipe.patches.stats import PatchStats, patch_stats
 from splatpipe.policy.cap import PatchSize, share_cap
+from splatpipe.policy.costs import Size
 from splatpipe.policy.init_scaling import FirstRung, first_rung, rung_for
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.findings import Finding
@@ -60,6 +61,11 @@ class PlannedPatch:
     def disk_bytes(self) -> int:
         """About what the patch will take on disk."""
         return disk_bytes(len(self.patch.point_index), self.settings.max_cap)
+
+    @property
+    def size(self) -> Size:
+        """What its training time depends on."""
+        return Size(self.settings.iterations, self.settings.max_cap, self.stats.pixels)
 
     def at(self, init_scaling: float) -> PlannedPatch:
         """The same patch beginning at another rung."""

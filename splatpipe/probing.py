@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from splatpipe.config import Config
 from splatpipe.crew import Crew
-from splatpipe.executors.local import Slot
-from splatpipe.failures.classes import FailureClass
+from splatpipe.executors.base import Slot
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, PatchRecord, ProbeRecord
@@ -20,8 +18,16 @@ from splatpipe.planning import PlannedPatch
 from splatpipe.policy.history import ALIKE, Learned, likeness
 from splatpipe.policy.probe import Choice, Probed, decide, doubts, next_probe
 from splatpipe.progress import RunProgress
-from splatpipe.trainers.base import TrainRequest
-from splatpipe.trainers.supervise import end_orphan, run_attempt
+from splatpipe.trainers.base import Attempt, TrainRequest
+from splatpipe.trainers.supervise import end_orphan
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One short training that is to be made, and what identifies it."""
+
+    request: TrainRequest
+    key: str
 
 
 class Prober:
@@ -34,25 +40,24 @@ class Prober:
         config: Config,
         crew: Crew,
         progress: RunProgress,
-        stop: threading.Event,
     ) -> None:
         self._layout, self._ledger, self._crew = layout, ledger, crew
-        self._progress, self._stop = progress, stop
+        self._progress = progress
         self._config, self._settings = config, config.probe
-        self._catalogue = config.failures.catalogue()
 
-    def first_rung(self, planned: PlannedPatch, slot: Slot) -> Learned | None:
-        """The rung that probes decided on, and why; None where none is needed, or the run was stopped meanwhile."""
+    def first_rung(self, planned: PlannedPatch, slot: Slot) -> Learned | Probe | None:
+        """The rung that probes decided on, and why, or the probe that is to be made next; None where none is needed."""
         why = self._reasons(planned)
         if not why:
             return None
         alike = self._of_a_similar_patch(planned)
         if alike is not None:
             return alike
-        self._progress.say(f"{planned.id}: is probed with {self._settings.steps} steps first: {why}")
-        probed = self._run(planned, slot)
-        if probed is None:
-            return None
+        probed = self._probed(planned, slot)
+        if isinstance(probed, Probe):
+            if probed.request.attempt == 1:
+                self._progress.say(f"{planned.id}: is probed with {self._settings.steps} steps first: {why}")
+            return probed
         choice = decide(planned.rung.init_scaling, probed)
         return Learned(choice.init_scaling, f"{choice.reason} (probed because {why})")
 
@@ -94,8 +99,18 @@ class Prober:
             return None
         return decide(planned, probed)
 
-    def _run(self, planned: PlannedPatch, slot: Slot) -> list[Probed] | None:
-        """Rung after rung until one survives; those on record are not run again. None when the run is being stopped."""
+    def ended(self, probe: Probe, attempt: Attempt) -> None:
+        """Put a probe on record; one whose machine was lost is made again."""
+        if attempt.health.get("ended_by") == "lost":
+            self._progress.say(f"{attempt.request.patch_id}: {attempt.line}; it is probed again elsewhere")
+            return
+        files = probe.request.files
+        shutil.rmtree(files.checkpoints, ignore_errors=True)
+        files.splat.unlink(missing_ok=True)  # nobody needs it; log and events stay as evidence
+        self._ledger.put_probe(ProbeRecord.of(attempt, probe.key))
+
+    def _probed(self, planned: PlannedPatch, slot: Slot) -> list[Probed] | Probe:
+        """What rung after rung said until one survived; or the first that is not on record yet."""
         known = {(one.init_scaling, one.key): one for one in self._ledger.probes().get(planned.id, [])}
         records: list[ProbeRecord] = []
         for number in range(1, self._settings.rungs + 1):
@@ -104,16 +119,13 @@ class Prober:
             if rung is None:
                 break
             request = self._request(planned.at(rung), number, slot)
-            key = key_of(request)
-            record = known.get((rung, key))
-            spent = sum(one.seconds for one in records)
-            if record is None and self._settings.max_seconds and spent >= self._settings.max_seconds:
-                self._progress.say(f"{planned.id}: no time left to probe init_scaling {rung:g} (probe.max_seconds)")
-                break
+            record = known.get((rung, key_of(request)))
             if record is None:
-                record = self._probe(request, key, self._settings.max_seconds and self._settings.max_seconds - spent)
-            if record is None:
-                return None
+                spent = sum(one.seconds for one in records)
+                if self._settings.max_seconds and spent >= self._settings.max_seconds:
+                    self._progress.say(f"{planned.id}: no time left to probe init_scaling {rung:g} (probe.max_seconds)")
+                    break
+                return self._prepared(request, self._settings.max_seconds and self._settings.max_seconds - spent)
             records.append(record)
         return [_told(one) for one in records]
 
@@ -136,26 +148,14 @@ class Prober:
             threads=slot.threads,
         )
 
-    def _probe(self, request: TrainRequest, key: str, seconds: float) -> ProbeRecord | None:
-        """One short training, on record; None when the run is being stopped."""
+    def _prepared(self, request: TrainRequest, seconds: float) -> Probe:
+        """The probe, with its folder cleared of what is not its own."""
+        key = key_of(request)
         end_orphan(request.files)
         if _left_by_another(request, key):
             shutil.rmtree(request.out)
         limits = replace(request.limits, wall_s=min(filter(None, (request.limits.wall_s, seconds)), default=0.0))
-        attempt = run_attempt(
-            self._crew.named(request.trainer),
-            replace(request, limits=limits),
-            on_event=lambda event: None,
-            stop=self._stop,
-            catalogue=self._catalogue,
-        )
-        if attempt.failure is FailureClass.INTERRUPTED and self._stop.is_set():
-            return None
-        shutil.rmtree(request.files.checkpoints, ignore_errors=True)
-        request.files.splat.unlink(missing_ok=True)  # nobody needs it; log and events stay as evidence
-        record = ProbeRecord.of(attempt, key)
-        self._ledger.put_probe(record)
-        return record
+        return Probe(replace(request, limits=limits), key)
 
 
 def key_of(request: TrainRequest) -> str:

@@ -8,25 +8,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from splatpipe.budget import predicted
 from splatpipe.config import Config
 from splatpipe.crew import Crew
-from splatpipe.errors import EnvironmentProblem, SplatpipeError
-from splatpipe.executors.local import LocalExecutor, Slot
+from splatpipe.errors import SplatpipeError
+from splatpipe.executors.base import Executor, Need, Slot
+from splatpipe.executors.scheduler import Rank, Scheduler, Start
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.machine import usable_cores
 from splatpipe.memory import Memory
 from splatpipe.planning import PlannedPatch
+from splatpipe.policy.costs import CostModel, samples_of
 from splatpipe.policy.history import Learned
 from splatpipe.policy.ladder import Resources, next_request
-from splatpipe.probing import Prober
+from splatpipe.probing import Probe, Prober
 from splatpipe.progress import RunProgress
 from splatpipe.records import is_as_recorded
-from splatpipe.trainers.base import Attempt, TrainerInfo, TrainRequest
+from splatpipe.trainers.base import Attempt, TrainRequest
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 from splatpipe.trainers.output import check_splat
-from splatpipe.trainers.supervise import end_orphan, recover, run_attempt
+from splatpipe.trainers.supervise import end_orphan, recover
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,6 @@ class PatchResult:
     outcome: Outcome
     reason: str | None
     stop_run: bool = False
-
-
-def slots_for(config: Config, info: TrainerInfo) -> list[Slot]:
-    """Where attempts may run: the CPU, or one slot per GPU. Raises `EnvironmentProblem` without such a device."""
-    wanted, threads = config.training.device, config.training.threads
-    cuda = "cuda" in info.capabilities
-    if wanted == "cpu" or (wanted == "auto" and not cuda):
-        jobs = config.executor.jobs or 1
-        return [Slot("cpu", threads or max(1, usable_cores() // jobs))] * jobs
-    if not cuda:
-        raise EnvironmentProblem(f"training.device is {wanted}, but there is {info.detail}")
-    import torch
-
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if wanted in ("auto", "cuda") else [wanted]
-    jobs = config.executor.jobs or len(devices)
-    return [Slot(devices[i % len(devices)], threads) for i in range(jobs)]
 
 
 def evaluation_device(config: Config) -> str:
@@ -73,42 +59,70 @@ class TrainingStage:
         config: Config,
         crew: Crew,
         progress: RunProgress,
+        executor: Executor,
         stop: threading.Event,
     ) -> None:
         self.layout, self.ledger, self.config, self.crew = layout, ledger, config, crew
-        self.progress, self.stop = progress, stop
+        self.progress, self.executor, self.stop = progress, executor, stop
+        self.samples = samples_of(ledger.status())
+        self.costs = CostModel(self.samples)
         self.retry, self.catalogue = config.retry, config.failures.catalogue()
         self.memory = Memory(layout, ledger) if config.retry.history else None
-        self.prober = Prober(layout, ledger, config, crew, progress, stop)
+        self.prober = Prober(layout, ledger, config, crew, progress)
+        self._probes: dict[str, Probe] = {}  # patch -> the probe that it is at
 
-    def run(self, patches: Sequence[PlannedPatch], slots: Sequence[Slot]) -> dict[str, PatchResult]:
+    def run(self, patches: Sequence[PlannedPatch]) -> dict[str, PatchResult]:
         """Results of the patches that were begun. Raises what a bug of ours raised, after the others are done."""
-        executor = LocalExecutor(slots, self.stop)
+        scheduler, canary = Scheduler[PlannedPatch](self.executor, self.stop), self._canary(patches)
+        for planned in patches:
+            scheduler.add(planned, Rank.CANARY if planned is canary else Rank.NEW, *self._weight(planned))
+        begun: dict[str, PlannedPatch] = {}
         results: dict[str, PatchResult] = {}
         bugs: list[BaseException] = []
 
-        def work(planned: PlannedPatch, slot: Slot) -> PatchResult:
-            result = self._train(planned, slot)
-            if result.stop_run:
-                executor.halt()  # here, in the slot's thread, which would take the next patch at once
-            return result
+        def begin(planned: PlannedPatch, slot: Slot) -> Start | None:
+            begun[planned.id] = planned
+            started = self._begin(planned, slot)
+            if isinstance(started, Start):
+                return started
+            results[planned.id] = started
+            if started.stop_run or planned is canary:
+                scheduler.halt()
+            return None
 
-        for finished in executor.run(patches, work):
-            if finished.result is None:
+        for finished in scheduler.run(begin):
+            planned = finished.job
+            if finished.attempt is None:
                 assert finished.error is not None
                 bugs.append(finished.error)
+                if planned is canary:
+                    scheduler.halt()
                 ours = "" if isinstance(finished.error, SplatpipeError) else "splatpipe itself failed: "
-                self.ledger.set_outcome(finished.job.id, Outcome.FAILED, f"{ours}{finished.error}")
+                self.ledger.set_outcome(planned.id, Outcome.FAILED, f"{ours}{finished.error}")
                 continue
-            results[finished.result.patch_id] = finished.result
+            result = self._end(finished.attempt)
+            if result is None:
+                rank = Rank.CANARY if planned is canary else Rank.RETRY
+                scheduler.add(planned, rank, *self._weight(planned))
+                continue
+            results[planned.id] = result
+            if self._learn(planned, finished.attempt):
+                scheduler.revalue(self._cost)
+        for patch_id in begun.keys() - results.keys() if self.stop.is_set() else ():
+            record = self.ledger.patch(patch_id)
+            if record is None or record.outcome is not Outcome.FAILED:
+                results[patch_id] = self._record(patch_id, Outcome.INTERRUPTED, "stopped; run again to continue")
         if bugs:
             raise bugs[0]
         return results
 
-    def _train(self, planned: PlannedPatch, slot: Slot) -> PatchResult:
-        """Attempt after attempt until the patch is trained or no remedy is left; every step is on record."""
+    def _begin(self, planned: PlannedPatch, slot: Slot) -> Start | PatchResult:
+        """The next attempt of a patch, on record; or how the patch came out, when no remedy is left."""
         history = self.ledger.history(planned.id)
         learned = None if history or planned.fixed else self._first_rung(planned, slot)
+        if isinstance(learned, Probe):
+            self._probes[planned.id] = learned
+            return Start(learned.request, lambda event: None)
         first = self._first_request(planned, learned)
         first = replace(first, device=slot.device, threads=slot.threads)
         takeover = self.crew.takeover(planned.stats.relative_size)
@@ -117,29 +131,49 @@ class TrainingStage:
         if learned:
             decision = replace(decision, reason=learned.reason)
             self.progress.say(f"{planned.id}: {learned.reason}")
-        while decision.request is not None and not self.stop.is_set():
-            request = replace(decision.request, device=slot.device, threads=slot.threads)
-            if decision.remedy:
-                self.progress.say(f"{planned.id}: {decision.reason}")
-            self.ledger.start_attempt(request, decision.remedy, decision.reason)
-            attempt = run_attempt(
-                self.crew.named(request.trainer),
-                request,
-                on_event=lambda e: self.progress.event(planned.id, e),
-                stop=self.stop,
-                catalogue=self.catalogue,
-            )
-            self.ledger.end_attempt(attempt)
-            if attempt.failure is None:
-                return self._trained(attempt)
-            if attempt.failure is FailureClass.INTERRUPTED and self.stop.is_set():
-                break
-            decision = next_request(first, self.ledger.history(planned.id), self.retry, resources)
-        if decision.request is not None:
-            return self._record(planned.id, Outcome.INTERRUPTED, "stopped; run again to continue")
-        return self._record(planned.id, Outcome.FAILED, decision.reason, stop_run=decision.stop_run)
+        if decision.request is None:
+            return self._record(planned.id, Outcome.FAILED, decision.reason, stop_run=decision.stop_run)
+        self.crew.named(decision.request.trainer)  # an attempt to go on with may need one that is gone
+        if decision.remedy:
+            self.progress.say(f"{planned.id}: {decision.reason}")
+        self.ledger.start_attempt(decision.request, decision.remedy, decision.reason)
+        return Start(decision.request, lambda event: self.progress.event(planned.id, event))
 
-    def _first_rung(self, planned: PlannedPatch, slot: Slot) -> Learned | None:
+    def _end(self, attempt: Attempt) -> PatchResult | None:
+        """Put an attempt, or a probe, on record; None when the patch needs another."""
+        probe = self._probes.pop(attempt.request.patch_id, None)
+        if probe is not None:
+            if not self.stop.is_set() or attempt.failure is not FailureClass.INTERRUPTED:
+                self.prober.ended(probe, attempt)
+            return None
+        self.ledger.end_attempt(attempt)
+        if attempt.failure is None:
+            return self._trained(attempt)
+        if attempt.health.get("ended_by") == "lost":
+            self.progress.say(f"{attempt.request.patch_id}: {attempt.line}; it goes on elsewhere")
+        return None
+
+    def _canary(self, patches: Sequence[PlannedPatch]) -> PlannedPatch | None:
+        """The patch that is trained before any other, unless it is trained already."""
+        return next((planned for planned in patches if planned.id == self.config.executor.canary), None)
+
+    def _weight(self, planned: PlannedPatch) -> tuple[float, Need]:
+        return self._cost(planned), Need(predicted(planned.stats, planned.settings.max_cap).vram_bytes)
+
+    def _cost(self, planned: PlannedPatch) -> float:
+        return self.costs.seconds(planned.size)
+
+    def _learn(self, planned: PlannedPatch, attempt: Attempt) -> bool:
+        """Take in how long a patch took; whether the model is a new one. It is made anew ever more rarely."""
+        if attempt.failure is not None:
+            return False
+        self.samples.append((planned.size, attempt.seconds))
+        if len(self.samples) & (len(self.samples) - 1):
+            return False
+        self.costs = CostModel(self.samples)
+        return True
+
+    def _first_rung(self, planned: PlannedPatch, slot: Slot) -> Learned | Probe | None:
         """Another first rung than the planned one, or the same for better reasons: similar patches', else a probe's.
 
         What the user has fixed is not touched.

@@ -1,0 +1,58 @@
+"""The executor that the settings ask for."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from splatpipe.errors import EnvironmentProblem
+from splatpipe.executors.base import Executor, Slot, Work
+from splatpipe.executors.gpus import GpuGate, look_at
+from splatpipe.executors.local import LocalExecutor
+from splatpipe.executors.settings import ExecutorSettings
+from splatpipe.executors.slots import cpu_slots, gpu_slots
+from splatpipe.machine import memory_limit, usable_cores
+from splatpipe.trainers.base import TrainerInfo
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the settings say of one attempt, and what its largest is expected to take."""
+
+    device: str  # training.device
+    threads: int  # training.threads
+    memory: int  # bytes of main memory, on the CPU
+
+
+def local_slots(settings: ExecutorSettings, demand: Demand, info: TrainerInfo) -> list[Slot]:
+    """Where attempts run on this machine: the CPU, or its GPUs. Raises `EnvironmentProblem` without such a device."""
+    wanted, cuda = demand.device, "cuda" in info.capabilities
+    if wanted == "cpu" or (wanted == "auto" and not cuda):
+        return cpu_slots(settings.jobs, demand.threads, usable_cores(), memory_limit(), demand.memory)
+    if not cuda:
+        raise EnvironmentProblem(f"training.device is {wanted}, but there is {info.detail}")
+    import torch
+
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if wanted in ("auto", "cuda") else [wanted]
+    return gpu_slots(devices, settings.jobs, settings.per_gpu, demand.threads)
+
+
+def local_executor(settings: ExecutorSettings, slots: list[Slot], work: Work, stop: threading.Event) -> LocalExecutor:
+    """On these slots; what shares a GPU is admitted by measurement when `per_gpu` is 0."""
+    shared = slots[0].device.startswith("cuda") and settings.per_gpu == 0 and settings.jobs == 0
+    return LocalExecutor(slots, work, stop, GpuGate(look_at) if shared else None)
+
+
+def remote_executor(settings: ExecutorSettings, demand: Demand, work: Work, stop: threading.Event) -> Executor:
+    """On other machines. Raises `EnvironmentProblem` when they cannot be reached."""
+    from splatpipe.executors.ray import RayExecutor
+
+    return RayExecutor(
+        work,
+        stop,
+        address=settings.ray_address,
+        device=demand.device,
+        threads=demand.threads,
+        jobs=settings.jobs,
+        per_gpu=settings.per_gpu,
+    )
