@@ -139,9 +139,15 @@ def test_a_failed_patch_is_tried_anew_by_the_next_run(scene: Path, tmp_path: Pat
 def test_stopping_keeps_the_attempt_and_the_next_run_goes_on_with_it(scene: Path, tmp_path: Path) -> None:
     stop = threading.Event()
     given = options(scene, tmp_path)
-    threading.Timer(3.0, stop.set).start()
+
+    def stop_in_training() -> None:
+        while not list(tmp_path.glob("attempts/p000/01/events.jsonl")):
+            time.sleep(0.05)
+        stop.set()
+
+    threading.Thread(target=stop_in_training, daemon=True).start()
     with pytest.raises(Interrupted, match="continue with"):
-        pipeline.run(given, stop=stop, trainer=TrainerDouble({"default": {"step_s": 0.5}}))
+        pipeline.run(given, stop=stop, trainer=TrainerDouble({"default": {"step_s": 2.0}}))
     assert patches(tmp_path)["p000"]["outcome"] == "interrupted"
     assert run(given, TrainerDouble({})) == 0
     assert [a["n"] for a in patches(tmp_path)["p000"]["attempts"]] == [1]
