@@ -52,6 +52,7 @@ PROBE_STEPS = 300
 STEPS, LONG = (PROBE_STEPS, 500, 2000), 7000
 RUNGS = (0.1, 0.2, 0.3, 0.4)
 CACHE_BYTES = 2 << 30
+POLICIES = ("extent", "coverage", "fixed 0.1", "probe", "best at 300 steps")
 SYNTHETIC = "synthetic:"
 SYNTHETIC_PATCHING = ("patching.max_cameras=20",)
 
@@ -188,11 +189,11 @@ def outcome(first: float, rows: dict[float, dict[str, Any]]) -> tuple[int, dict[
 
 
 def policy_table(record: dict[str, Any], steps: Sequence[int]) -> str:
-    """Markdown: one row a policy, over all patches whose trainings have got as far as `steps`."""
-    groups = _groups(record, steps)
+    """Markdown: one row a policy, over all patches that have got as far as `steps` whatever the policy."""
+    groups = {key: rows for key, rows in _groups(record).items() if _as_far(record["opinions"][key], rows, steps[-1])}
     head = ["policy", "patches", "begins with", "survive", "wasted", *(f"PSNR at {step}" for step in steps)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for policy in ("extent", "coverage", "fixed 0.1", "probe", "best at 300 steps"):
+    for policy in POLICIES:
         firsts = [begins_with(policy, record["opinions"][key], rows) for key, rows in groups.items()]
         ends = [outcome(first, rows) for first, rows in zip(firsts, groups.values(), strict=True)]
         alive = [row for _, row in ends if row is not None]
@@ -203,28 +204,36 @@ def policy_table(record: dict[str, Any], steps: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def value_table(record: dict[str, Any], steps: Sequence[int]) -> str:
-    """Markdown: one row a scene and scale, PSNR after the last of `steps` by init_scaling, mean of its patches."""
+def _as_far(opinions: dict[str, float | None], rows: dict[float, dict[str, Any]], step: int) -> bool:
+    """Whether the training that each policy ends with has reached `step`, or is known to be dead."""
+    ends = (outcome(begins_with(policy, opinions, rows), rows)[1] for policy in POLICIES)
+    return all(row is None or str(step) in row["psnr"] for row in ends)
+
+
+def value_table(record: dict[str, Any], step: int) -> str:
+    """Markdown: one row a patch, its PSNR after `step` steps by init_scaling, or where it died."""
     values = sorted({row["init_scaling"] for row in record["cells"]})
-    lines = [f"| scene, scale (at {steps[-1]}) | " + " | ".join(f"{value:g}" for value in values) + " |"]
+    lines = [f"| after {step} steps | " + " | ".join(f"{value:g}" for value in values) + " |"]
     lines.append("|---" * (len(values) + 1) + "|")
-    for scene, scale in dict.fromkeys((row["scene"], row["scale"]) for row in record["cells"]):
-        shown = []
-        for value in values:
-            mine = [r for r in record["cells"] if (r["scene"], r["scale"], r["init_scaling"]) == (scene, scale, value)]
-            dead = sum(row["failure"] is not None for row in mine)
-            found = [row["psnr"][str(steps[-1])] for row in mine if str(steps[-1]) in row["psnr"]]
-            text = f"{mean(found):.2f}" if found else "-"
-            shown.append(f"{text}, {dead} died" if dead else text)
-        lines.append(f"| {scene}, x{scale:g} | {' | '.join(shown)} |")
+    for key in dict.fromkeys(map(_key, record["cells"])):
+        rows = {row["init_scaling"]: row for row in record["cells"] if _key(row) == key}
+        shown = [_shown(rows[value], step) if value in rows else "-" for value in values]
+        if set(shown) != {"-"}:
+            lines.append(f"| {key} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def _groups(record: dict[str, Any], steps: Sequence[int]) -> dict[str, dict[float, dict[str, Any]]]:
-    """Patch key to its trainings by rung, of patches for which all rungs are there."""
+def _shown(row: dict[str, Any], step: int) -> str:
+    if str(step) in row["psnr"]:
+        return f"{row['psnr'][str(step)]:.2f}"
+    return f"{row['failure']} at {row['died_at']}" if row["failure"] else "-"
+
+
+def _groups(record: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
+    """Patch key to its trainings by rung, of patches for which every rung has been begun."""
     found: dict[str, dict[float, dict[str, Any]]] = {}
     for row in record["cells"]:
-        if row["init_scaling"] in RUNGS and (row["failure"] or str(steps[-1]) in row["psnr"]):
+        if row["init_scaling"] in RUNGS and (row["failure"] or row["psnr"]):
             found.setdefault(_key(row), {})[row["init_scaling"]] = row
     return {key: rows for key, rows in found.items() if set(rows) == set(RUNGS)}
 
@@ -275,7 +284,9 @@ def main() -> None:
         work = given.json.with_suffix(".work") if given.json else Path(name)
         run(given, record, steps, work)
     reached = [step for step in steps if step != PROBE_STEPS]
-    print(value_table(record, reached), policy_table(record, reached), sep="\n\n")
+    for last in range(len(reached)):
+        print(value_table(record, reached[last]), "", sep="\n")
+    print(*(policy_table(record, reached[: last + 1]) for last in range(len(reached))), sep="\n\n")
 
 
 def run(given: argparse.Namespace, record: dict[str, Any], steps: Sequence[int], work: Path) -> None:
