@@ -181,14 +181,21 @@ def evaluate(run_folder: Run, as_json: Json = False) -> None:
 @app.command()
 def export(
     run_folder: Run,
-    to: Annotated[str, typer.Option("--to", help="compressed, spz, sog, html, lod; several with commas.")],
+    to: Annotated[str, typer.Option("--to", help="ply, compressed, spz, sog, html, lod; several with commas.")],
+    georeference: Annotated[
+        Path | None,
+        typer.Option("--georeference", help="Transform to the world: 4x4 matrix, JSON, or model_aligner's file."),
+    ] = None,
+    georeferenced: Annotated[
+        bool, typer.Option("--georeferenced", help="Write in the world's coordinates instead of the scene's.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the merged splat in web formats, through splat-transform (needs Node.js)."""
     from splatpipe import pipeline
     from splatpipe.tables import export_table
 
-    _print(pipeline.export(run_folder, to), export_table, as_json)
+    _print(pipeline.export(run_folder, to, georeference, georeferenced), export_table, as_json)
 
 
 @app.command()

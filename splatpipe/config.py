@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
 from splatpipe.executors.settings import ExecutorSettings
+from splatpipe.export.settings import ExportSettings
 from splatpipe.failures.classify import Catalogue, extended_catalogue
 from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
@@ -100,6 +101,7 @@ class Config:
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     merge: MergeSettings = field(default_factory=MergeSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, tuples as lists."""

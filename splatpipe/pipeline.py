@@ -136,19 +136,11 @@ def judge(options: RunOptions) -> dict[str, Any]:
         return evaluate(plan, options.layout, ledger, options.config, device)
 
 
-def export(run_folder: Path, to: str) -> dict[str, Any]:
+def export(run_folder: Path, to: str, georeference: Path | None = None, georeferenced: bool = False) -> dict[str, Any]:
     """The merged splat of a run in other formats, as data: path, bytes, seconds and notes of each."""
-    from splatpipe.export.formats import parse_formats
-    from splatpipe.export.transform import find_transform
-    from splatpipe.export.write import export_splat
+    from splatpipe.exporting import export_run
 
-    layout, formats = RunLayout(run_folder.expanduser().resolve()), parse_formats(to)
-    read_run(layout)
-    if not layout.merged_splat.is_file():
-        raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
-    tool = find_transform(say=_say)
-    written = export_splat(layout.merged_splat, formats, layout.export, tool)
-    return {"splat": str(layout.merged_splat), "exports": [one.to_json() for one in written]}
+    return export_run(run_folder, to, georeference, georeferenced, _say)
 
 
 def split(options: RunOptions, *, dry_run: bool, picture: Path | None = None) -> dict[str, Any]:

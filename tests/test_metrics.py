@@ -114,6 +114,16 @@ def test_lpips_is_zero_for_equal_pictures_and_grows_with_noise(tmp_path: Path) -
     assert evaluation.mean("lpips") > 0
 
 
+def test_lpips_is_what_the_lpips_package_computes(tmp_path: Path) -> None:
+    """0.27612492 is what lpips 0.1.4 gives for these pictures and weights (net="alex", normalize=True)."""
+    from splatpipe.splatting.lpips import Lpips
+
+    rng = np.random.default_rng(7)
+    truth = rng.uniform(0, 1, (80, 96, 3))
+    render = np.clip(truth + 0.2 * rng.normal(size=truth.shape), 0, 1)
+    assert Lpips(lpips_weights(tmp_path))(render, truth) == pytest.approx(0.27612492, rel=1e-4)
+
+
 def test_a_folder_without_lpips_weights_is_refused_with_what_it_must_hold(tmp_path: Path) -> None:
     from splatpipe.errors import ConfigError
     from splatpipe.splatting.lpips import Lpips

@@ -35,6 +35,7 @@ class Recipe:
 FORMATS = {
     one.name: one
     for one in (
+        Format("ply", "splat.ply"),
         Format("compressed", "splat.compressed.ply"),
         Format("spz", "splat.spz"),
         Format("sog", "splat.sog", textures=True, single_texture=True),

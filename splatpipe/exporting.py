@@ -1,0 +1,83 @@
+"""From a run's merged splat to files for viewers, in scene coordinates or in the world's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.config import config_from_dict
+from splatpipe.errors import ConfigError, RunFolderError
+from splatpipe.export.formats import FORMATS, parse_formats
+from splatpipe.export.georeference import Georeference, find_georeference, write_georeferenced
+from splatpipe.export.transform import find_transform
+from splatpipe.export.write import Exported, export_splat
+from splatpipe.files import write_json
+from splatpipe.layout import RunLayout
+from splatpipe.runfolder import read_run
+from splatpipe.splatting.ply import read_header, sample_rows
+
+PLY = FORMATS["ply"]
+SAMPLE = 1 << 16  # Gaussians that say where the scene's middle is
+
+
+def export_run(
+    run_folder: Path, to: str, georeference: Path | None, georeferenced: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The merged splat of a run in other formats, as data: path, bytes, seconds and notes of each.
+
+    `georeference` is a file to use instead of what the run's settings or its scene have; where there is one, it is
+    written as JSON beside the exports, and with `georeferenced` these are in the world's coordinates.
+    Raises `ConfigError`, `RunFolderError`, `EnvironmentProblem`, `SplatFileError`.
+    """
+    layout, formats = RunLayout(run_folder.expanduser().resolve()), parse_formats(to)
+    run = read_run(layout)
+    setting = config_from_dict(run["settings"], str(layout.run_yml)).export.georeference
+    reference = find_georeference(str(georeference.absolute()) if georeference else setting, run["scene"])
+    if georeferenced and reference is None:
+        raise ConfigError(
+            f"--georeferenced: {run['scene']} has no georeference.json or georeference.txt, and neither --georeference "
+            "nor export.georeference names a file"
+        )
+    if not layout.merged_splat.is_file():
+        raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
+    begin = time.perf_counter()
+    splat = layout.merged_splat
+    if reference:
+        splat = _place(layout, reference, georeferenced)
+    seconds = time.perf_counter() - begin if georeferenced else 0.0
+    written = [_plain(splat, seconds)] if georeferenced or PLY in formats else []
+    others = [one for one in formats if one is not PLY]
+    if others:
+        tool = find_transform(say=say)
+        written += export_splat(splat, others, lambda name: _target(layout, name, georeferenced), tool)
+    return {"splat": str(splat), "georeferenced": georeferenced, "exports": [one.to_json() for one in written]}
+
+
+def _target(layout: RunLayout, name: str, georeferenced: bool) -> Path:
+    return layout.export(f"georeferenced/{name}" if georeferenced else name)
+
+
+def _place(layout: RunLayout, reference: Georeference, applied: bool) -> Path:
+    """The splat in the coordinates that were asked for, and the JSON that leads from them to the world's."""
+    offset = reference.offset(_middle(layout.merged_splat)) if applied else np.zeros(3)
+    splat = layout.merged_splat
+    if applied:
+        splat = _target(layout, PLY.file, True)
+        write_georeferenced(layout.merged_splat, splat, reference, offset)
+    write_json(_target(layout, "georeference.json", applied), reference.to_json(applied, offset))
+    return splat
+
+
+def _middle(splat: Path) -> NDArray[np.float64]:
+    """(3,) median position, scene coordinates; 0 for an empty splat."""
+    means = [rows[:, :3] for rows in sample_rows(read_header(splat), SAMPLE)]
+    return np.median(np.concatenate(means), axis=0).astype(np.float64) if means else np.zeros(3)
+
+
+def _plain(splat: Path, seconds: float) -> Exported:
+    return Exported(PLY.name, splat, splat.stat().st_size, round(seconds, 2), ())
