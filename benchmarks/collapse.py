@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--scene", type=Path, default=Path(__file__).parents[1] / "examples" / "brighton_beach")
     parser.add_argument("--width", type=int, default=400)
     parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--cap", type=int, default=1_000_000, help="Gaussians at most")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5, 0.8, 0.9, 0.95, 0.98])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--init-scaling", type=float, nargs="+", default=[0.1, 1.0])
@@ -212,14 +213,14 @@ def main() -> None:
     if given.threads:
         raster.set_threads(given.threads)
     raster.warm_up(print)
-    settings = TrainSettings(iterations=given.steps, scale_schedule=False)
+    settings = TrainSettings(iterations=given.steps, max_cap=given.cap, scale_schedule=False)
     wanted = given.cells or [
         Cell(variant, scaling, share)
         for share in given.shares
         for variant in given.variants
         for scaling in given.init_scaling
     ]
-    what = {"scene": given.scene.resolve().name, "width": given.width, "steps": given.steps}
+    what = {"scene": given.scene.resolve().name, "width": given.width, "steps": given.steps, "cap": given.cap}
     cells = earlier(given.json, what)
     done = {Cell(cell["variant"], cell["init_scaling"], cell["share"]) for cell in cells}
     with tempfile.TemporaryDirectory() as name:
