@@ -158,16 +158,14 @@ def test_probes_that_were_interrupted_go_on_and_those_that_were_done_stay(scene:
     watcher.start()
     try:
         with pytest.raises(Interrupted):
-            run(scene, tmp_path, {**BELOW, "step_s": 0.1}, stop=stop)
+            run(scene, tmp_path, {**BELOW, "step_s": 0.3}, stop=stop)
     finally:
         stop.set()
         watcher.join()
     (patch,) = patches(tmp_path)
-    assert (patch["outcome"], patch["attempts"], [p["init_scaling"] for p in patch["probes"]]) == (
-        "interrupted",
-        [],
-        [0.1],
-    )
+    assert (patch["outcome"], patch["attempts"]) == ("interrupted", [])
+    done = [p["init_scaling"] for p in patch["probes"]]
+    assert done in ([0.1], [0.1, 0.2])  # on a busy machine the signal may come late
     first = (tmp_path / "probes" / "p000" / "01" / "events.jsonl").read_text()
     assert run(scene, tmp_path, BELOW) == 0
     assert [p["init_scaling"] for p in patches(tmp_path)[0]["probes"]] == [0.1, 0.2, 0.3]
