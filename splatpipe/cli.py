@@ -221,6 +221,25 @@ def explain(
 
 
 @app.command()
+def diagnose(
+    run_folder: Run,
+    patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
+    against: Annotated[
+        str | None, typer.Option("--against", help="A patch that works; default: the trained one most alike.")
+    ] = None,
+    budget: Annotated[str, typer.Option("--budget", help="Time for experiments, e.g. 90s, 10m, 1h.")] = "10m",
+    as_json: Json = False,
+) -> None:
+    """Why does a patch fail? Checks its data, trains variants of it briefly, ranks causes. Run again to go on."""
+    from splatpipe import pipeline
+    from splatpipe.tables import diagnosis_table
+
+    with _stopping():
+        options = pipeline.RunOptions.of_run(run_folder, None)
+        _print(pipeline.diagnose(options, patch, against, budget, stop=_stop), diagnosis_table, as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine can do: CUDA, gsplat, LichtFeld-Studio, memory, disk."""
     from splatpipe.config import find_config, load_config

@@ -88,6 +88,35 @@ class AttemptLayout:
 
 
 @dataclass(frozen=True)
+class DiagnosisLayout:
+    """`diagnosis/p007/`: what `splatpipe diagnose` found out about one patch."""
+
+    root: Path
+
+    @property
+    def experiments(self) -> Path:
+        """One small run folder for each experiment, with its result.json."""
+        return self.root / "experiments"
+
+    @property
+    def report(self) -> Path:
+        """Facts, results and causes as data."""
+        return self.root / "report.json"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "index.html"
+
+    @property
+    def profile(self) -> Path:
+        return self.root / "profile.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "diagnosis.lock"
+
+
+@dataclass(frozen=True)
 class RunLayout:
     """`<scene>/splatpipe/<run>/` or `--out`."""
 
@@ -167,6 +196,9 @@ class RunLayout:
     @property
     def attempts(self) -> Path:
         return self.root / "attempts"
+
+    def diagnosis(self, patch_id: str) -> DiagnosisLayout:
+        return DiagnosisLayout(self.root / "diagnosis" / patch_id)
 
     def attempt(self, patch_id: str, n: int) -> AttemptLayout:
         return AttemptLayout(self.attempts / patch_id / f"{n:02d}")

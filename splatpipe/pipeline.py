@@ -18,12 +18,13 @@ from splatpipe.budget import disk_finding, host_bytes
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
-from splatpipe.executors.base import Executor, Work
+from splatpipe.executors.base import Executor, Slot, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
+from splatpipe.machine import usable_cores
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger

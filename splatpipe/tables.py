@@ -105,6 +105,28 @@ def evaluation_table(judged: Mapping[str, Any]) -> RenderableType:
     return Group(*parts, *([f"LPIPS {judged['lpips_note']}"] if judged["lpips_note"] else []))
 
 
+def diagnosis_table(report: Mapping[str, Any]) -> RenderableType:
+    """Experiments, causes with their evidence, and what to do."""
+    table = _table("experiment", ">init_scaling", ">means_lr", "how it ended")
+    for one in report["experiments"]:
+        ended = _styled("failed" if one["failure"] else "trained") + escape(f": {one['told']}")
+        table.add_row(escape(one["question"]), f"{one['init_scaling']:g}", f"{one['means_lr']:g}", ended)
+    lines = []
+    for cause in report["causes"]:
+        if cause["verdict"] != "ruled out":
+            lines.append(f"{escape(cause['name'])}: {cause['verdict']}")
+            lines += [f"  + {escape(text)}" for text in cause["for"]]
+            lines += [f"  - {escape(text)}" for text in cause["against"]]
+    dismissed = [escape(c["name"]) for c in report["causes"] if c["verdict"] == "ruled out"]
+    lines += [f"ruled out: {'; '.join(dismissed)}"] if dismissed else []
+    if report["profile"]:
+        place = report["profile"]["shared"] or report["profile"]["path"]
+        lines.append(f"recommended profile: {escape(place)}; {escape(report['profile']['note'])}")
+    if report["unfinished"]:
+        lines.append("the time given was up; the same command goes on with the experiments that are left")
+    return Group(table, "", *lines, "", escape(report["conclusion"]), f"page: {escape(report['page'])}")
+
+
 def export_table(exported: Mapping[str, Any]) -> RenderableType:
     """What was written, how large it is and how long it took."""
     table = _table("format", ">MB", ">seconds", "path")

@@ -24,11 +24,13 @@ class HealthSettings:
     alive_fall: Share = 0.5  # alive share falls below this share of what it was, and stays there
     opacity_low: Share = 0.05  # mean opacity
     flung_warn: Share = 0.1  # of the Gaussians far outside the scene
-    sigma_warn: Annotated[float, Gt(0)] = 0.5  # 99 % quantile of the largest sigma, in scene radii
+    far_stop: Length = 10.0  # the farthest Gaussian in scene radii, in a scene outside `scene_scale`
+    sigma_warn: Length = 1.0  # 99 % quantile of the largest sigma, in scene radii
     scene_scale: tuple[Length, Length] = (0.05, 100.0)  # of the cameras about their middle, training units
     loss_rise: Annotated[float, Gt(1)] = 3.0  # median loss over the lowest median loss before
     dormant_share: Share = 0.8  # of the visible Gaussians without gradient in a group or SH band,
     dormant_gradient: Annotated[float, Ge(0)] = 1e-6  # while the norm of the group's gradient is below this
+    slow_start: Annotated[int, Ge(0)] = 1_000  # steps in which small Gaussians grow, and the loss falls in a line
     patience: Annotated[int, Ge(4)] = 20  # samples before progress is judged
     progress: Share = 0.1  # the loss must have fallen by this share by then
     plateau: Share = 0.005  # the loss fell by less than this over the last `patience` samples

@@ -148,6 +148,14 @@ def _units(series: Series, settings: HealthSettings) -> str | None:
     )
 
 
+def _unnormalised(series: Series, settings: HealthSettings) -> str | None:
+    """Noise on positions grows with the cube of the units: Gaussians leave the scene one by one."""
+    farthest, why = [sample.farthest or 0.0 for sample in series.samples[-2:]], _units(series, settings)
+    if why is None or len(farthest) < 2 or min(farthest) <= settings.far_stop:
+        return None
+    return f"Gaussians leave the scene, the farthest to {farthest[-1]:.3g} radii: {why}; split again"
+
+
 def _blind(series: Series, settings: HealthSettings) -> str | None:
     if not series.blind:
         return None
@@ -197,8 +205,11 @@ def _plateau(series: Series, settings: HealthSettings) -> str | None:
 
 
 def _linear(series: Series, settings: HealthSettings) -> str | None:
-    """Healthy training falls fast, then slower. A second half that falls as much as the first is a slow drift."""
-    losses = _losses(series)
+    """Healthy training falls fast, then slower. A second half that falls as much as the first is a slow drift.
+
+    Small Gaussians grow by at most scales_lr a step until they touch: meanwhile the loss falls in a line.
+    """
+    losses = [s.loss for s in series.samples if s.loss is not None and s.step > settings.slow_start]
     if len(losses) < 2 * settings.patience:
         return None
     width = max(len(losses) // 8, 1)
@@ -244,6 +255,13 @@ RULES: tuple[Rule, ...] = (
     Rule("divergence", Severity.STOP, "LichtFeld Studio issue #379", _diverging, FailureClass.NAN_DIVERGENCE),
     Rule("scene_scale", Severity.WARNING, "gsplat issue #542: MCMC died at a scene scale of 2009", _units),
     Rule("blind", Severity.WARNING, "the p7 story; gsplat issues #84 and #346", _blind),
+    Rule(
+        "not_normalised",
+        Severity.STOP,
+        "gsplat issue #542; mkkellogg/GaussianSplats3D issue #299",
+        _unnormalised,
+        FailureClass.DATA_ERROR,
+    ),
     Rule("relocation", Severity.WARNING, "gsplat issue #487: 11 % to 36 %, then out of memory", _relocation),
     Rule("faint", Severity.WARNING, "fvdb issue #323", _faint),
     Rule("flung", Severity.WARNING, "mkkellogg/GaussianSplats3D issue #299", _flung),

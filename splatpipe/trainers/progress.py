@@ -42,6 +42,8 @@ class Progress:
                 self._refine(event)
             case "eval":
                 self._keep(event, "psnr", "ssim", "views")
+            case "health" if event.get("psnr") is not None:
+                self.health["view_psnr"] = event["psnr"]
             case "verdict":
                 self.health.setdefault("verdicts", []).append(
                     {k: v for k, v in event.items() if k not in ("t", "event")}
