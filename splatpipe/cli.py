@@ -231,12 +231,13 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Why does a patch fail? Checks its data, trains variants of it briefly, ranks causes. Run again to go on."""
-    from splatpipe import pipeline
+    from splatpipe.diagnosing import diagnose_patch
+    from splatpipe.pipeline import RunOptions
     from splatpipe.tables import diagnosis_table
 
     with _stopping():
-        options = pipeline.RunOptions.of_run(run_folder, None)
-        _print(pipeline.diagnose(options, patch, against, budget, stop=_stop), diagnosis_table, as_json)
+        options = RunOptions.of_run(run_folder, None)
+        _print(diagnose_patch(options, patch, against, budget, stop=_stop), diagnosis_table, as_json)
 
 
 @app.command()

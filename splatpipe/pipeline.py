@@ -18,13 +18,12 @@ from splatpipe.budget import disk_finding, host_bytes
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
-from splatpipe.executors.base import Executor, Slot, Work
+from splatpipe.executors.base import Executor, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.machine import usable_cores
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger
@@ -64,7 +63,7 @@ class RunOptions:
         path = config_file or find_config(scene)
         config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])])
         layout = RunLayout((out or scene / "splatpipe" / "default").expanduser().resolve())
-        folders = tuple(dict.fromkeys([path.resolve().parent if path else Path.cwd(), scene, Path.cwd(), _SOURCE]))
+        folders = tuple(dict.fromkeys([path.resolve().parent if path else Path.cwd(), scene, Path.cwd(), SOURCE]))
         return cls(scene, layout, config, folders, _ids(retrain))
 
     @classmethod
@@ -73,10 +72,10 @@ class RunOptions:
         layout = RunLayout(run_folder.expanduser().resolve())
         run = read_run(layout)
         config = config_from_dict(run["settings"], str(layout.run_yml))
-        return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), _SOURCE), _ids(retrain))
+        return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), SOURCE), _ids(retrain))
 
 
-_SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
+SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
 
 
 def run(

@@ -15,6 +15,7 @@ from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 
 from splatpipe import pipeline
+from splatpipe.diagnosing import diagnose_patch
 from splatpipe.diagnosis.datasets import read_patch_scene
 from splatpipe.errors import ConfigError, RunFolderError
 from splatpipe.layout import PatchLayout, RunLayout
@@ -47,7 +48,7 @@ def rewrite(patch: PatchLayout, change: Callable[[Scene], Scene]) -> None:
 
 def diagnose(options: pipeline.RunOptions, trainer: Trainer | None = None, **changes: Any) -> dict[str, Any]:
     asked = {"against": None, "budget": "20m"} | changes
-    return pipeline.diagnose(options, "p001", stop=threading.Event(), trainer=trainer, **asked)
+    return diagnose_patch(options, "p001", stop=threading.Event(), trainer=trainer, **asked)
 
 
 def first(report: dict[str, Any]) -> tuple[str, str]:
