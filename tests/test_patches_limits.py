@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from scenes import look_at, scene_from, synthetic_scene
+from scenes import EXAMPLE, look_at, scene_from, synthetic_scene
 from test_patches_split import KINDS, random_scene, split_or_assume_blind
 
 from splatpipe.errors import ConfigError
@@ -20,6 +20,7 @@ from splatpipe.patches.patch import Role
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.visibility import visibility
 from splatpipe.scene.arrays import Scene
+from splatpipe.scene.colmap import read_scene
 
 relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 scenes = st.builds(
@@ -50,6 +51,44 @@ def test_every_core_point_keeps_its_views_unless_the_cap_forbids_it(scene: Scene
             short.add(patch.id)
     told = [finding for finding in result.findings if finding.kind == "few_views"]
     assert set(told[0].numbers["points"] if told else ()) == short
+
+
+def short_of_views(result: Split) -> int:
+    return sum(sum(f.numbers["points"].values()) for f in result.findings if f.kind == "few_views")
+
+
+@pytest.mark.parametrize("kind", ["aerial", "clusters", "dense spot"])
+def test_cores_are_cut_further_until_their_points_keep_their_views(kind: str) -> None:
+    """Where the cap leaves no room for neighbours' views, smaller cores with fewer home cameras make room."""
+    scene = random_scene(kind, 150, 1500, 3)
+    loose = PatchingSettings(max_cameras=25, reserve=0, min_views=6, holdout_every=0, max_short=1)
+    results = {share: split(scene, replace(loose, max_short=share)) for share in (1.0, 0.02, 0.0)}
+    assert short_of_views(results[1.0]) > 0, "nothing to cure"
+    points = [len(patch.points_with(Role.CORE)) for patch in results[0.02].patches]
+    assert short_of_views(results[0.02]) <= 0.02 * sum(points)
+    assert short_of_views(results[0.0]) == 0
+    assert len(results[0.0].patches) >= len(results[0.02].patches) > len(results[1.0].patches)
+    assert all(len(patch.camera_index) <= 25 for result in results.values() for patch in result.patches)
+
+
+@pytest.mark.parametrize("wanted", [2, 4, 9])
+def test_as_many_patches_as_asked_for_of_the_example(wanted: int) -> None:
+    scene = read_scene(EXAMPLE).scene
+    patches = split(scene, PatchingSettings(patches=wanted)).patches
+    assert len(patches) == wanted
+    assert all(len(patch.camera_index) >= 5 and len(patch.points_with(Role.CORE)) > 400 for patch in patches)
+
+
+def test_buffers_measured_in_camera_spacings_and_in_scene_units() -> None:
+    scene = synthetic_scene(100, 2000, "aerial", seed=2)  # ten by ten stations, one unit apart
+    for of, width in (("units", 0.7), ("spacing", 0.5)):
+        chosen = PatchingSettings(max_cameras=30, buffer=width, buffer_of=of, frame="xy")  # type: ignore[arg-type]
+        margins = []
+        for patch in split(scene, chosen).patches:
+            bounded = np.isfinite(patch.core.upper)
+            margins += (patch.buffered.upper[bounded] - patch.core.upper[bounded]).tolist()
+        assert margins
+        np.testing.assert_allclose(margins, 0.7 if of == "units" else 0.5, rtol=1e-9 if of == "units" else 0.15)
 
 
 @relaxed

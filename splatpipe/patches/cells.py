@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def cut_into_cells(
     """
     ground = np.ascontiguousarray(positions[:, :2].T)
     everything = Cell(Box.everything(), cameras, *seen.pairs(cameras))
-    found: list[_Job | Cell] = [_Job(cell) for cell in _cut_along(everything, layout, ground)]
+    found: list[_Job | Cell] = [_Job(cell, settings.patches) for cell in _cut_along(everything, layout, ground)]
     del everything  # with all that is seen; its pieces hold it again
     with ThreadPoolExecutor(usable_cores()) as pool:
         while any(isinstance(one, _Job) for one in found):
@@ -92,4 +93,20 @@ def _thinned(cell: Cell, cap: int) -> tuple[Cell, NDArray[np.int64]]:
         return cell, np.empty(0, np.int64)
     kept = np.zeros(n, bool)
     kept[np.arange(cap) * n // cap] = True
-    return replace(cell, cameras=cell.cameras[kept]), cell.cameras[~kept]
+    row, seen = (np.cumsum(kept) - 1).astype(np.int32), kept[cell.rows]
+    rows, points = row[cell.rows[seen]], cell.points[seen]
+    return Cell(cell.core, cell.cameras[kept], rows, points), cell.cameras[~kept]
+
+
+def cut_further(
+    cells: Sequence[Cell], which: Collection[int], positions: NDArray[np.float64], settings: PatchingSettings
+) -> list[Cell]:
+    """The cells with those numbered in `which` halved, where both halves keep `min_cameras` cameras of their own."""
+    ground = np.ascontiguousarray(positions[:, :2].T)
+    found: list[Cell] = []
+    for i, cell in enumerate(cells):
+        halves = halve(cell, 2, ground, settings) if i in which and len(cell.rows) else None
+        pieces = [half for half, _ in halves or ()]
+        enough = pieces and min(len(piece.cameras) for piece in pieces) >= max(settings.min_cameras, 1)
+        found += pieces if enough else [cell]
+    return found

@@ -19,17 +19,14 @@ def join_degenerate(
 ) -> list[Cell]:
     """Join cells with too few points or cameras to the neighbour with which they share most views.
 
-    Only neighbours with which they make a box, and only as far as the limits allow.
+    Only neighbours with which they make a box, and only as far as the limits allow. Cells that somebody asked for may
+    have few cameras of their own: their neighbours' views train them.
     """
-    cells = list(cells)
+    cells, fewest = list(cells), 0 if settings.asked_for else settings.min_cameras
     while len(cells) > 1:
         owner = owners(cells, positions)
         points = np.bincount(owner, minlength=len(cells))
-        weak = [
-            i
-            for i, cell in enumerate(cells)
-            if points[i] < settings.min_points or len(cell.cameras) < settings.min_cameras
-        ]
+        weak = [i for i, cell in enumerate(cells) if points[i] < settings.min_points or len(cell.cameras) < fewest]
         joins = _possible_joins(cells, weak, positions, settings)
         if not joins:
             return cells

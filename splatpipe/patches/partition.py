@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from splatpipe.errors import SceneError
 from splatpipe.machine import usable_cores
 from splatpipe.patches.box import Box
-from splatpipe.patches.cameras import assign_holdout, choose_cameras, choose_holdout, short_of_views
-from splatpipe.patches.cell import Cell, fits, owners, view_counts
-from splatpipe.patches.cells import cut_into_cells
+from splatpipe.patches.cameras import assign_holdout, choose_holdout
+from splatpipe.patches.cells import cut_further, cut_into_cells
+from splatpipe.patches.choosing import Chosen, Ground, choose_for_all
 from splatpipe.patches.drawn import Layout, drawn_layout, grid_layout
 from splatpipe.patches.frame import Frame, ground_frame
 from splatpipe.patches.outliers import find_outliers
 from splatpipe.patches.patch import Patch, point_roles
+from splatpipe.patches.remarks import few_views, over_limits, remarks
 from splatpipe.patches.settings import PatchingSettings
-from splatpipe.patches.visibility import Visibility, visibility
+from splatpipe.patches.visibility import visibility
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.findings import Finding
 
@@ -56,15 +57,20 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
             f"none of the {scene.n_cameras - len(holdout)} training cameras of {scene.model_dir} sees any of its "
             f"{scene.n_points:,} points; check that model and points belong together"
         )
-    cells = cut_into_cells(positions, seen, training, settings, _layout(settings, positions))
-    owner = np.where(outliers.points, np.int32(-1), owners(cells.cells, positions))
-    patches = _patches(cells.cells, scene, frame, positions, owner, seen, training, holdout, settings)
+    cut = cut_into_cells(positions, seen, training, settings, _layout(settings, positions))
+    ground = Ground(scene, positions, outliers.points, seen, training)
+    chosen = choose_for_all(cut.cells, ground, settings)
+    while starving := chosen.starving(settings):
+        further = cut_further(chosen.cells, starving, positions, settings)
+        if len(further) == len(chosen.cells):
+            break
+        chosen = choose_for_all(further, ground, settings)
+    patches = _patches(chosen, ground, frame, holdout, settings)
     blind = np.flatnonzero(~sees & ~outliers.cameras)
-    placed = np.unique(np.concatenate([patch.camera_index for patch in patches]))
-    unplaced = np.setdiff1d(cells.unplaced, placed)
-    findings = [*outliers.findings, *_findings(scene, frame, blind, unplaced, settings)]
-    findings += _over_limits(patches, cells.cells, positions, settings)
-    findings += _few_views(patches, owner, seen, training, settings)
+    unplaced = np.setdiff1d(cut.unplaced, np.concatenate(chosen.cameras))
+    findings = [*outliers.findings, *remarks(scene, frame, blind, unplaced, settings)]
+    findings += over_limits(patches, chosen.cells, positions, settings)
+    findings += few_views(patches, chosen.short, settings)
     unused = np.setdiff1d(np.union1d(np.flatnonzero(~sees | outliers.cameras), unplaced), holdout)
     return Split(patches, frame, holdout, unused, tuple(findings))
 
@@ -77,30 +83,21 @@ def _layout(settings: PatchingSettings, positions: NDArray[np.float64]) -> Layou
 
 
 def _patches(
-    cells: tuple[Cell, ...],
-    scene: Scene,
-    frame: Frame,
-    positions: NDArray[np.float64],
-    owner: NDArray[np.int32],
-    seen: Visibility,
-    training: NDArray[np.int64],
-    holdout: NDArray[np.int64],
-    settings: PatchingSettings,
+    chosen: Chosen, ground: Ground, frame: Frame, holdout: NDArray[np.int64], settings: PatchingSettings
 ) -> tuple[Patch, ...]:
-    counts = view_counts(owner, len(cells), seen, np.arange(scene.n_cameras))
-    held_in = assign_holdout(holdout, counts[holdout])
-    may_train = np.zeros((scene.n_cameras, 1), np.int64)
-    may_train[training] = 1
+    positions, owner = ground.positions, chosen.owner
+    held_in = assign_holdout(holdout, chosen.counts[holdout])
     bounds = np.quantile(positions[:, :2], BOUNDS, axis=0)
-    counts = counts * may_train
-    digits = max(3, len(str(len(cells) - 1)))
+    spacing = camera_spacing(frame.apply(ground.scene.centers[ground.training])[:, :2])
+    digits = max(3, len(str(len(chosen.cells) - 1)))
 
     def patch(i: int) -> Patch:
-        core = cells[i].core
-        cameras, reasons = choose_cameras(i, cells[i].cameras, counts, owner, seen, settings)
-        buffered = core.grown(settings.buffer * _shorter_edge(core, positions[owner == i, :2], bounds))
+        core, cameras = chosen.cells[i].core, chosen.cameras[i]
+        edge = _shorter_edge(core, positions[owner == i, :2], bounds)
+        unit = {"patch": edge, "spacing": spacing, "units": 1.0}[settings.buffer_of]
+        buffered = core.grown(settings.buffer * unit)
         near = np.flatnonzero(buffered.contains(positions) & (owner >= 0))
-        views = seen.views(cameras, scene.n_points)
+        views = ground.seen.views(cameras, len(positions))
         points, roles = _points(core, buffered, positions, near, views, settings.background)
         return Patch(
             id=f"p{i:0{digits}d}",
@@ -110,12 +107,20 @@ def _patches(
             point_index=points,
             point_role=roles,
             camera_index=cameras,
-            camera_reasons=reasons,
+            camera_reasons=chosen.reasons[i],
             holdout_cameras=holdout[held_in == i],
         )
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return tuple(pool.map(patch, range(len(cells))))
+        return tuple(pool.map(patch, range(len(chosen.cells))))
+
+
+def camera_spacing(centers: NDArray[np.float64]) -> float:
+    """Median distance on the ground from a camera (N, 2) to the nearest one that stands elsewhere; 0 without one."""
+    from scipy.spatial import cKDTree
+
+    places = np.unique(centers, axis=0)
+    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) if len(places) > 1 else 0.0
 
 
 def _shorter_edge(core: Box, own: NDArray[np.float64], bounds: NDArray[np.float64]) -> float:
@@ -154,62 +159,3 @@ def _points(
         far = far[:0]
     index = np.sort(np.concatenate([near, far]))
     return index, point_roles(positions[index], core, buffered)
-
-
-def _findings(
-    scene: Scene, frame: Frame, blind: NDArray[np.int64], unplaced: NDArray[np.int64], settings: PatchingSettings
-) -> list[Finding]:
-    findings = []
-    if not frame.agrees:
-        findings.append(Finding("frame", "note", frame.message, {"degrees": frame.disagreement_degrees}))
-    if len(blind):
-        names = [scene.names[i] for i in blind[:5]]
-        message = f"{len(blind)} of {scene.n_cameras} cameras see no point and train nothing, first {names[0]}"
-        findings.append(Finding("blind_cameras", "warning", message, {"cameras": len(blind), "first": names}))
-    if len(unplaced):
-        names = [scene.names[i] for i in unplaced[:5]]
-        message = (
-            f"{len(unplaced)} cameras train nothing, first {names[0]}: they and others see only one place, "
-            f"and a patch takes at most patching.max_cameras ({settings.max_cameras})"
-        )
-        findings.append(Finding("unplaced_cameras", "warning", message, {"cameras": len(unplaced), "first": names}))
-    return findings
-
-
-def _over_limits(
-    patches: tuple[Patch, ...], cells: tuple[Cell, ...], positions: NDArray[np.float64], settings: PatchingSettings
-) -> list[Finding]:
-    """A patch with one home camera, or whose cameras see one place, cannot be cut further."""
-    over = [
-        patch.id
-        for patch, cell in zip(patches, cells, strict=True)
-        if not fits(cell.core, len(cell.cameras), positions, settings)
-    ]
-    if not over:
-        return []
-    message = (
-        f"{len(over)} patches exceed patching.max_points or max_extent, first {over[0]}: their cameras cannot be "
-        "parted further"
-    )
-    return [Finding("over_limits", "warning", message, {"patches": over})]
-
-
-def _few_views(
-    patches: tuple[Patch, ...],
-    owner: NDArray[np.int32],
-    seen: Visibility,
-    training: NDArray[np.int64],
-    settings: PatchingSettings,
-) -> list[Finding]:
-    """Points that have more views in the scene than the cap leaves room for."""
-    wanted = np.minimum(seen.views(training, len(owner)), settings.min_views)
-    short = {patch.id: short_of_views(i, patch.camera_index, owner, seen, wanted) for i, patch in enumerate(patches)}
-    short = {patch: n for patch, n in short.items() if n}
-    if not short:
-        return []
-    worst = max(short, key=lambda patch: short[patch])
-    message = (
-        f"{sum(short.values()):,} points have fewer than patching.min_views ({settings.min_views}) views in their "
-        f"patch though the scene has more, most in {worst} ({short[worst]:,}); a larger patching.reserve makes room"
-    )
-    return [Finding("few_views", "note", message, {"points": short})]

@@ -18,17 +18,20 @@ UNIT = 1e-3  # how far a frame's rows may be from orthonormal; what is left is r
 
 @dataclass(frozen=True)
 class PatchingSettings:
-    """`patching:`. Lengths are relative to the patch, so that a scene's units do not matter."""
+    """`patching:`. Lengths are relative to the patch unless asked otherwise, so that a scene's units do not matter."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     max_cameras: Annotated[int, Ge(1)] = 200  # training cameras of one patch, never more
     reserve: Annotated[float, Ge(0), Lt(1)] = 0.1  # share of max_cameras kept free for views from the neighbours
-    buffer: Annotated[float, Ge(0)] = 0.15  # margin round the core, as a fraction of the core's shorter edge
+    patches: Annotated[int, Ge(0)] = 0  # cut into so many first, where the scene allows; 0: as few as the limits allow
+    buffer: Annotated[float, Ge(0)] = 0.15  # margin round the core, in what the next line says
+    buffer_of: Literal["patch", "spacing", "units"] = "patch"  # core's shorter edge, camera spacing, scene units
     max_points: Annotated[int, Ge(0)] = 0  # points of one core; 0: no limit
     max_extent: Limit = 0.0  # longer side of one core's points on the ground, in scene units; 0: no limit
     vram_gb: Limit = 0.0  # GPU memory of one training, from which caps for cameras and Gaussians follow; 0: no limit
     min_views: Annotated[int, Ge(0)] = 3  # views that every core point keeps, where the scene has them
+    max_short: Share = 0.25  # a core in which a larger share of points has fewer is cut further; 0: until none has
     frame: FrameName | Matrix = "auto"  # the plane in which cuts are made; a matrix: rows are two ground axes and up
     grid: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None  # columns and rows to cut along first
     cells: str | tuple[tuple[Corner, ...], ...] | None = None  # rectangles on the map, or a GeoJSON file of them
@@ -42,10 +45,15 @@ class PatchingSettings:
     def __post_init__(self) -> None:
         if self.holdout_every == 1:
             raise ValueError("patching.holdout_every: 1 would keep every view from training; use 0 or at least 2")
-        if self.grid is not None and self.cells is not None:
-            raise ValueError("patching.grid and patching.cells both say how to cut; give one of the two")
+        if sum((self.grid is not None, self.cells is not None, self.patches > 0)) > 1:
+            raise ValueError("patching.patches, grid and cells each say how to cut; give one of them")
         if not isinstance(self.frame, str) and not _is_rotation(self.frame):
             raise ValueError("patching.frame: the rows must be three unit vectors at right angles, right-handed")
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether somebody has decided how to cut."""
+        return self.grid is not None or self.cells is not None or self.patches > 0
 
 
 def _is_rotation(rows: Matrix) -> bool:
