@@ -15,6 +15,7 @@ from scenes import EXAMPLE, look_at, scene_from, synthetic_scene
 from test_patches_split import KINDS, random_scene, split_or_assume_blind
 
 from splatpipe.errors import ConfigError
+from splatpipe.patches.box import Box
 from splatpipe.patches.partition import Split, split
 from splatpipe.patches.patch import Role
 from splatpipe.patches.settings import PatchingSettings
@@ -168,9 +169,11 @@ def test_drawn_cells_from_settings_and_from_a_geojson_file(tmp_path: Path) -> No
     ("cells", "complaint"),
     [
         ([rectangle(0, 0, 1, 1), rectangle(0.5, 0, 2, 1)], "overlap"),
-        ([rectangle(0, 0, 1, 1), rectangle(2, 0, 3, 1)], "leave no hole"),
-        ([[[0, 0], [1, 1], [0, 2], [-1, 1]]], "no rectangle along the map's axes"),
-        ([[[0, 0], [1, 1]]], "four corners"),
+        ([[[0, 0], [4, 0], [0, 4]], [[1, 1], [2, 1], [1, 2]]], "cells 0 and 1 overlap"),
+        ([rectangle(0, 0, 3, 3), rectangle(0, 0, 3, 3)], "cells 0 and 1 overlap"),
+        ([[[0, 0], [1, 1], [1, 0], [0, 1]]], "cell 0: crosses itself"),
+        ([[[0, 0], [1, 1]]], "three corners"),
+        ([[[0, 0], [1, 1], [2, 2]]], "cell 0: has no area"),
         ("missing.geojson", "cannot be read"),
     ],
 )
@@ -178,6 +181,52 @@ def test_cells_that_cannot_be_used_are_explained(cells: object, complaint: str) 
     scene = synthetic_scene(12, 200)
     with pytest.raises(ConfigError, match=complaint):
         split(scene, replace(XY, cells=cells))  # type: ignore[arg-type]
+
+
+STAR = [[0.0, 4.0], [-1.0, 1.0], [-4.0, 0.0], [-1.0, -1.0], [0.0, -4.0], [1.0, -1.0], [4.0, 0.0], [1.0, 1.0]]
+
+
+def test_polygons_of_any_outline_become_patches_and_the_rest_one_of_its_own(tmp_path: Path) -> None:
+    """A star, a triangle that touches it, and what lies round them; no hole, no overlap, also after a round trip."""
+    scene = synthetic_scene(64, 4000, "aerial", seed=1)
+    file = tmp_path / "cells.json"
+    triangle = [[4.0, 0.0], [1.0, 1.0], [4.5, 4.5]]
+    shape = {"type": "MultiPolygon", "coordinates": [[STAR], [triangle]]}
+    file.write_text(json.dumps({"type": "Feature", "geometry": shape}))
+    result = split(scene, replace(XY, cells=str(file)))
+    places = np.random.default_rng(0).uniform(-20, 20, (20_000, 3))
+    corners = np.concatenate([np.array([[x, y, 0.0] for x, y in STAR + triangle]), places])
+    cores = [Box.from_json(json.loads(json.dumps(patch.core.to_json()))) for patch in result.patches]
+    owned = np.stack([core.contains(corners) for core in cores])
+    assert_array_equal(owned.sum(axis=0), 1)
+    assert len(result.patches) == 3
+    assert owned[0].mean() == pytest.approx(16 / 1600, rel=0.2), "the star's area over that of the square"
+    assert owned[1].mean() == pytest.approx(6 / 1600, rel=0.3)
+    for patch in result.patches:
+        inside, near = patch.core.contains(corners), patch.buffered.contains(corners)
+        assert (near | ~inside).all() and near.sum() > inside.sum()
+        assert set(patch.points_with(Role.CORE)) <= set(np.flatnonzero(patch.core.contains(scene.points)))
+    assert sorted({int(c) for patch in result.patches for c in patch.camera_index}) == list(range(64))
+
+
+@relaxed
+@given(scenes, st.integers(3, 25), st.integers(3, 9), st.integers(0, 1000))
+def test_patches_of_a_polygon_tile_the_ground_within_the_cap(scene: Scene, cap: int, corners: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners)) + np.arange(corners) * 1e-3
+    radii = rng.uniform(0.5, 12, corners)[:, None]
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii
+    try:
+        result = split_or_assume_blind(
+            scene, PatchingSettings(max_cameras=cap, frame="xy", cells=(tuple((x, y) for x, y in ring.tolist()),))
+        )
+    except ConfigError:
+        return  # too thin a polygon
+    if result is None:
+        return
+    positions = np.concatenate([scene.points, scene.centers, rng.uniform(-15, 15, (500, 3))])
+    assert_array_equal(np.sum([patch.core.contains(positions) for patch in result.patches], axis=0), 1)
+    assert all(1 <= len(patch.camera_index) <= cap for patch in result.patches)
 
 
 def test_a_frame_given_as_a_matrix_is_used_and_a_wrong_one_refused() -> None:

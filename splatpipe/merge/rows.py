@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr
 
 from splatpipe.patches.box import Box
+from splatpipe.patches.region import Region
 
 # A row ends with opacity, three scales and the four of the rotation, whatever its SH degree.
 OPACITY, SCALES, QUATS = -8, slice(-7, -4), slice(-4, None)
@@ -66,8 +67,11 @@ def spreads(rows: Rows, rotation: NDArray[np.float64]) -> NDArray[np.float64]:
 def share_in(box: Box, centers: NDArray[np.float64], sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) share of the mass of Gaussians (N, 3) that lies in a box of the same frame, axis by axis.
 
-    Boxes that tile space get shares that add up to 1.
+    Boxes that tile space get shares that add up to 1. In an outline that somebody drew, a Gaussian lies where its
+    centre does.
     """
+    if isinstance(box, Region):
+        return box.contains(centers).astype(np.float64)
     inside = ndtr((box.upper - centers) / sigmas) - ndtr((box.lower - centers) / sigmas)
     return inside.prod(axis=1)
 

@@ -53,11 +53,17 @@ class Box:
         """Infinite bounds become null."""
         return {"lower": _without_infinity(self.lower), "upper": _without_infinity(self.upper)}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Box:
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Box:
+        """A box, or the region that was written."""
         lower = [-np.inf if value is None else value for value in data["lower"]]
         upper = [np.inf if value is None else value for value in data["upper"]]
-        return cls(np.array(lower), np.array(upper))
+        box = Box(np.array(lower), np.array(upper))
+        if "outline" not in data:
+            return box
+        from splatpipe.patches.region import Region
+
+        return Region.with_outline(box, data["outline"])
 
 
 def _without_infinity(values: NDArray[np.float64]) -> list[float | None]:

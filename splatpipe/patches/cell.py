@@ -43,6 +43,10 @@ def fits(core: Box, cameras: int, positions: NDArray[np.float64], settings: Patc
 def owners(cells: list[Cell] | tuple[Cell, ...], positions: NDArray[np.float64]) -> NDArray[np.int32]:
     """(P,) the cell whose core holds each position; cores tile the ground, so every position has one."""
     owner = np.zeros(len(positions), np.int32)
+    if any(type(cell.core) is not Box for cell in cells):
+        for i, cell in enumerate(cells[1:], 1):
+            owner[cell.core.contains(positions)] = i
+        return owner
     lower, upper = (np.stack([getattr(cell.core, side) for cell in cells]) for side in ("lower", "upper"))
     in_parts(lambda i, j: compiled(_own)(lower, upper, positions[i:j], owner[i:j]), len(positions))
     return owner

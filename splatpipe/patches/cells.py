@@ -15,6 +15,8 @@ from splatpipe.patches.cell import Cell, fits
 from splatpipe.patches.drawn import Layout
 from splatpipe.patches.halving import cut_at, halve
 from splatpipe.patches.joins import join_degenerate
+from splatpipe.patches.region import Ring
+from splatpipe.patches.seeded import cells_of_rings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.sharing import cells_needed
 from splatpipe.patches.visibility import Visibility
@@ -41,17 +43,21 @@ def cut_into_cells(
     seen: Visibility,
     cameras: NDArray[np.int64],
     settings: PatchingSettings,
-    layout: Layout | None = None,
+    layout: Layout | list[Ring] | None = None,
 ) -> Cells:
-    """Cut, first along `layout`, until no cell is home to more than `max_cameras` of `cameras`, and all limits hold.
+    """Cut until no cell is home to more than `max_cameras` of `cameras`, and all limits hold.
 
-    `positions` are all points in the cutting frame, (P, 3). Each camera must see something; its home holds at least
-    one point it sees. Only where more cameras than the cap see nothing but a single place are some left unplaced.
+    First come the cuts or polygons of `layout`. `positions` are all points in the cutting frame, (P, 3). Each camera
+    must see something; its home holds at least one point it sees. Only where more cameras than the cap see nothing but
+    a single place are some left unplaced.
     """
     ground = np.ascontiguousarray(positions[:, :2].T)
-    everything = Cell(Box.everything(), cameras, *seen.pairs(cameras))
-    found: list[_Job | Cell] = [_Job(cell, settings.patches) for cell in _cut_along(everything, layout, ground)]
-    del everything  # with all that is seen; its pieces hold it again
+    if isinstance(layout, list):
+        first = cells_of_rings(layout, positions, seen, cameras)
+    else:
+        first = _cut_along(Cell(Box.everything(), cameras, *seen.pairs(cameras)), layout, ground)
+    found: list[_Job | Cell] = [_Job(cell, settings.patches) for cell in first]
+    del first  # with all that is seen; the pieces hold it again
     with ThreadPoolExecutor(usable_cores()) as pool:
         while any(isinstance(one, _Job) for one in found):
             steps = pool.map(lambda one: _step(one, positions, ground, settings), found)

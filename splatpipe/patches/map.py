@@ -15,6 +15,7 @@ from splatpipe.files import atomic_path
 from splatpipe.patches.box import Box
 from splatpipe.patches.partition import Split
 from splatpipe.patches.patch import Patch
+from splatpipe.patches.region import Region
 from splatpipe.scene.arrays import Scene
 
 LONGER = 2000  # pixels of the longer side of the ground
@@ -116,8 +117,26 @@ class _Canvas:
         self.image.paste(shade.convert("RGB"), (self.left, self.top))
 
     def core(self, patch: Patch, color: Color) -> None:
+        if isinstance(patch.core, Region):
+            self._outline(patch.core, color)
+            return
         self.draw.rectangle(self._clipped(patch.core), fill=(*color, 46), outline=(*color, 255), width=FINE * 3)
         self._dashed(self._clipped(patch.buffered), (*color, 170))
+
+    def _outline(self, core: Region, color: Color) -> None:
+        """What somebody drew, as far as it lies in the core's box; of the rest beside it, the box alone."""
+        x0, y0, x1, y1 = self._clipped(core)
+        if core.ring is None:
+            self.draw.rectangle((x0, y0, x1, y1), outline=(*color, 255), width=FINE * 3)
+            return
+        mask = Image.new("L", self.image.size)
+        corners = [(float(x), float(y)) for x, y in self.at(core.ring)]
+        ImageDraw.Draw(mask).polygon(corners, fill=46)
+        visible = Image.new("L", self.image.size)
+        box = (round(x0), round(y0), round(x1), round(y1))
+        visible.paste(mask.crop(box), box[:2])
+        self.image.paste(Image.new("RGB", self.image.size, color), mask=visible)
+        self.draw.line([*corners, corners[0]], fill=(*color, 255), width=FINE * 3, joint="curve")
 
     def cameras(self, centers: NDArray[np.float64], ahead: NDArray[np.float64], color: Color) -> None:
         """Dots with a stroke in the direction of view, the shorter the steeper."""

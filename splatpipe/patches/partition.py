@@ -14,10 +14,11 @@ from splatpipe.patches.box import Box
 from splatpipe.patches.cameras import assign_holdout, choose_holdout
 from splatpipe.patches.cells import cut_further, cut_into_cells
 from splatpipe.patches.choosing import Chosen, Ground, choose_for_all
-from splatpipe.patches.drawn import Layout, drawn_layout, grid_layout
+from splatpipe.patches.drawn import Layout, drawn_rings, grid_layout, straight_cuts
 from splatpipe.patches.frame import Frame, ground_frame
 from splatpipe.patches.outliers import find_outliers
 from splatpipe.patches.patch import Patch, point_roles
+from splatpipe.patches.region import Ring
 from splatpipe.patches.remarks import few_views, over_limits, remarks
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.visibility import visibility
@@ -75,11 +76,14 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
     return Split(patches, frame, holdout, unused, tuple(findings))
 
 
-def _layout(settings: PatchingSettings, positions: NDArray[np.float64]) -> Layout | None:
-    """The cuts that the user has decided on, if any."""
+def _layout(settings: PatchingSettings, positions: NDArray[np.float64]) -> Layout | list[Ring] | None:
+    """The cuts or polygons that the user has decided on, if any."""
     if settings.grid is not None:
         return grid_layout(*settings.grid, positions)
-    return drawn_layout(settings.cells) if settings.cells is not None else None
+    if settings.cells is None:
+        return None
+    rings = drawn_rings(settings.cells)
+    return straight_cuts(rings) or rings
 
 
 def _patches(

@@ -1,0 +1,109 @@
+"""Cores of any outline: inside a polygon that somebody drew, or what is left beside all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splatpipe.compiled import fast
+from splatpipe.patches.box import Box
+
+Ring = NDArray[np.float64]  # (K, 2) corners on the ground, the first not repeated
+
+
+@dataclass(frozen=True, eq=False)
+class Region(Box):
+    """The part of a box that lies in `ring` (None: anywhere) and in none of `others`; with a margin, wider by that.
+
+    Regions that name each other's rings in order tile the ground whatever the rings are: the first has the first say.
+    """
+
+    ring: Ring | None = None
+    others: tuple[Ring, ...] = ()
+    margin: float = 0.0
+
+    def contains(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        inside = super().contains(points)
+        near = np.flatnonzero(inside)
+        inside[near] = self._in_outline(np.ascontiguousarray(points[near, :2]))
+        return inside
+
+    def _in_outline(self, places: NDArray[np.float64]) -> NDArray[np.bool_]:
+        inside = np.ones(len(places), bool) if self.ring is None else in_ring(self.ring, places)
+        for other in self.others:
+            inside &= ~in_ring(other, places)
+        if self.margin:
+            for edge in self.others if self.ring is None else (self.ring,):
+                inside |= distance_to_ring(edge, places) < self.margin
+        return inside
+
+    def cut(self, axis: int, at: float) -> tuple[Region, Region]:
+        below, above = Box.cut(self, axis, at)
+        return (
+            replace(self, lower=below.lower, upper=below.upper),
+            replace(self, lower=above.lower, upper=above.upper),
+        )
+
+    def grown(self, margin: float) -> Region:
+        return replace(self, lower=self.lower - margin, upper=self.upper + margin, margin=self.margin + margin)
+
+    def union(self, other: Box) -> Box | None:
+        """None: outlines that somebody drew are not joined."""
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        ring = None if self.ring is None else self.ring.tolist()
+        outline = {"ring": ring, "others": [other.tolist() for other in self.others], "margin": self.margin}
+        return super().to_json() | {"outline": outline}
+
+    @classmethod
+    def with_outline(cls, box: Box, outline: dict[str, Any]) -> Region:
+        """The region that `to_json` described."""
+        ring = None if outline["ring"] is None else np.array(outline["ring"])
+        return cls(box.lower, box.upper, ring, tuple(np.array(other) for other in outline["others"]), outline["margin"])
+
+
+def regions_of(rings: list[Ring], rest: bool) -> list[Region]:
+    """One region for each ring, and one for the rest; without it, the last ring's takes what is left."""
+    regions = []
+    for i, ring in enumerate(rings):
+        low, high = np.append(ring.min(axis=0), -np.inf), np.append(ring.max(axis=0), np.inf)
+        regions.append(Region(low, np.nextafter(high, np.inf), ring, tuple(rings[:i])))
+    left = rings if rest else rings[:-1]
+    everything = Box.everything()
+    return [*regions[: len(left)], Region(everything.lower, everything.upper, None, tuple(left))]
+
+
+def in_ring(ring: Ring, places: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether places (N, 2) lie in a simple polygon, by how often a line to the right of each crosses it."""
+    inside = np.zeros(len(places), np.bool_)
+    fast(_cross, len(places) * len(ring))(ring, places, inside)
+    return inside
+
+
+def _cross(ring, places, inside):  # type: ignore[no-untyped-def]
+    n = len(ring)
+    for i in range(len(places)):
+        x, y = places[i, 0], places[i, 1]
+        odd = False
+        for k in range(n):
+            ax, ay, bx, by = ring[k - 1, 0], ring[k - 1, 1], ring[k, 0], ring[k, 1]
+            if (ay > y) != (by > y):
+                if ay > by:  # an edge that two polygons share is judged the same way in both
+                    ax, ay, bx, by = bx, by, ax, ay
+                if x < ax + (y - ay) * (bx - ax) / (by - ay):
+                    odd = not odd
+        inside[i] = odd
+
+
+def distance_to_ring(ring: Ring, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) distance from places (N, 2) to the nearest edge of a polygon."""
+    least = np.full(len(places), np.inf)
+    for a, b in zip(np.roll(ring, 1, axis=0), ring, strict=True):
+        along = (places - a) @ (b - a) / max(float((b - a) @ (b - a)), 1e-300)
+        foot = a + np.clip(along, 0, 1)[:, None] * (b - a)
+        np.minimum(least, np.linalg.norm(places - foot, axis=1), out=least)
+    return least
