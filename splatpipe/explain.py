@@ -115,7 +115,8 @@ def _attempt(attempt: Mapping[str, Any], layout: RunLayout, patch_id: str) -> li
         log = layout.attempt(patch_id, attempt["n"]).log
         lines.append(f"  {_death(attempt, took)}")
         lines.append(f"  The deciding line: {_shortened(attempt['line'])}")
-        lines += [f"  That means: {cause}." for cause in _cause(attempt)]
+        cause = cause_of(attempt)
+        lines += [f"  That means: {cause}."] if cause else []
         lines += [f"  The whole log: {log}"] if log.is_file() else []
     lines += [f"  Signs: {sign}." for sign in _signs(attempt["health"])]
     return lines + [f"  Warning: {note}" for note in attempt["warnings"]]
@@ -142,11 +143,11 @@ def _shortened(line: str | None) -> str:
     return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..."
 
 
-def _cause(attempt: Mapping[str, Any]) -> list[str]:
-    """What the catalogue says about the deciding line."""
+def cause_of(attempt: Mapping[str, Any]) -> str | None:
+    """What the catalogue says about the line that decided an attempt's class, if it says anything."""
     evidence = Evidence(exit_status=attempt["exit_status"], last_step=attempt["step"], stepped=attempt["step"] > 0)
     row = default_catalogue().match([attempt["line"] or ""], 0, evidence)
-    return [row.cause] if row is not None and row.failure == attempt["class"] and row.cause else []
+    return row.cause or None if row is not None and row.failure == attempt["class"] else None
 
 
 def _signs(health: Mapping[str, Any]) -> list[str]:

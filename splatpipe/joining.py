@@ -19,6 +19,7 @@ from splatpipe.merge.clean import Cleaning
 from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
 from splatpipe.patches.patch import Patch
 from splatpipe.planning import Plan
+from splatpipe.report.pictures import save_pair
 from splatpipe.training import trained_splat
 
 
@@ -110,6 +111,7 @@ def _evaluate(plan: Plan, layout: RunLayout, config: Config, report: MergeReport
     pictures: list[Path] = []
 
     def draw(metrics: ViewMetrics, render: Picture, photograph: Picture) -> None:
+        save_pair(layout, len(pictures), render, photograph)
         path = layout.holdout_picture(metrics.name)
         side_by_side(render, photograph, path, (f"render, {metrics.psnr:.2f} dB", f"photograph {metrics.name}"))
         pictures.append(path)

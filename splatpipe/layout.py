@@ -186,6 +186,15 @@ class RunLayout:
     def report(self) -> Path:
         return self.root / "report" / "index.html"
 
+    @property
+    def splat_page(self) -> Path:
+        """The merged splat in a page that a browser opens."""
+        return self.root / "report" / "splat.html"
+
+    def report_picture(self, n: int, kind: str) -> Path:
+        """Hold-out view number `n` of the merged splat; a number, because names of images may be anything."""
+        return self.root / "report" / "pictures" / f"{n:04d}-{kind}.jpg"
+
     def patch(self, patch_id: str) -> PatchLayout:
         return PatchLayout(self.patches / patch_id)
 

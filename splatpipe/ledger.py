@@ -480,7 +480,7 @@ def _probe_status(row: sqlite3.Row) -> dict[str, Any]:
 
 def _attempt_status(row: sqlite3.Row) -> dict[str, Any]:
     names = ("n", "init_scaling", "class", "line", "step")
-    more = ("state", "exit_status", "remedy", "why", "gaussians", "peak_rss", "peak_vram", "splat", "interruptions")
+    more = ("state", "started", "ended", "exit_status", "remedy", "why", "gaussians", "peak_rss", "peak_vram", "splat", "interruptions")
     return {
         **{name: row[name] for name in names},
         "trainer": json.loads(row["request"])["trainer"],

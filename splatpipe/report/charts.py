@@ -12,7 +12,7 @@ MOST_POINTS = 600  # of one curve; a chart is about as many pixels wide
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `values` go with the chart's `x`; None leaves a gap. Empty color: the next of the palette."""
+    """One curve. `values` go with the chart's `x`; None: not measured there. Empty color: the next of the palette."""
 
     label: str
     values: Sequence[float | None]
@@ -39,8 +39,8 @@ class Chart:
     x_label: str = "training step"
     help: str = ""
     marks: Sequence[Mark] = ()
-    log: bool = False  # logarithmic y axis; values that are not above 0 are gaps then
-    share: bool = False  # y runs from 0 to 1 and is shown in per cent
+    log: bool = False  # logarithmic y axis; values that are not above 0 are left out then
+    share: bool = False  # y begins at 0 and is shown in per cent
 
     def to_json(self) -> dict[str, Any]:
         """Thinned to what can be seen, with numbers that JSON can say."""

@@ -39,6 +39,22 @@
     },
   });
 
+  // Says what the curves are worth where the pointer is.
+  const readout = (chart, step, shown) => {
+    const output = document.createElement("output");
+    return {
+      hooks: {
+        init: (plot) => plot.over.append(output),
+        setCursor: (plot) => {
+          const at = plot.cursor.idx;
+          const values = at === null || at === undefined ? [] : chart.lines.filter((line) => line.values[at] !== null);
+          const named = (line) => (chart.lines.length > 1 ? line.label + " " : "") + shown(line.values[at]);
+          output.textContent = values.length ? `${step(chart.x[at])}: ${values.map(named).join(", ")}` : "";
+        },
+      },
+    };
+  };
+
   function draw(element) {
     const chart = JSON.parse(element.dataset.chart);
     const shown = chart.share ? (v) => (v === null || v === undefined ? "–" : +(100 * v).toPrecision(3) + " %") : compact;
@@ -47,22 +63,23 @@
       label: line.label,
       stroke: line.color || PALETTE[i % PALETTE.length],
       width: 1.6,
-      spanGaps: false,
-      points: { show: chart.x.length < 12 },
+      spanGaps: true,
+      points: { show: chart.x.length < 4 },
       value: (_, v) => shown(v),
     }));
     const options = {
       width: Math.max(220, element.clientWidth),
       height: HEIGHT,
-      padding: [10, 12, 0, 0],
-      scales: { x: { time: false }, y: chart.log ? { distr: 3 } : chart.share ? { range: [0, 1] } : {} },
+      padding: [12, 22, 0, 0],
+      legend: { show: series.length > 1, live: false },
+      scales: { x: { time: false }, y: chart.log ? { distr: 3 } : chart.share ? { range: (_, low, high) => [0, high <= 0.1 ? 0.1 : high <= 0.5 ? 0.5 : 1] } : {} },
       series: [{ label: chart.x_label, value: (_, v) => compact(v) }, ...series],
       axes: [
         { ...axis, size: 40, label: chart.x_label, labelSize: 16, labelFont: "11px system-ui, sans-serif", values: (_, all) => all.map((v) => (v === null ? "" : compact(v))) },
         { ...axis, size: 56, values: (_, all) => all.map((v) => (v === null ? "" : shown(v))) },
       ],
       cursor: { drag: { x: true, y: false } },
-      plugins: [markLines(chart.marks)],
+      plugins: [markLines(chart.marks), readout(chart, compact, shown)],
     };
     element.replaceChildren();
     element.plot = new uPlot(options, [chart.x, ...chart.lines.map((line) => line.values)], element);
