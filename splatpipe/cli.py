@@ -241,6 +241,36 @@ def diagnose(
 
 
 @app.command()
+def report(
+    run_folder: Run,
+    splat: Annotated[
+        bool, typer.Option(help="Also a page with the merged splat in 3D, through splat-transform (needs Node.js).")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Write the run's page anew, report/index.html, also while it runs; and the merged splat in 3D beside it."""
+    from splatpipe import pipeline
+
+    _print(pipeline.report(run_folder, splat), lambda made: "\n".join(filter(None, made.values())), as_json)
+
+
+@app.command()
+def view(
+    run_folder: Run,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on.")] = 8080,
+    gaussians: Annotated[
+        int, typer.Option("--gaussians", min=1, help="Most Gaussians to give to the browser.")
+    ] = 300_000,
+) -> None:
+    """The run in 3D in the browser, also while it trains: points, cameras, patches, splats (needs viser)."""
+    from splatpipe.layout import RunLayout
+    from splatpipe.viewer.serve import serve
+
+    serve(RunLayout(run_folder.expanduser().resolve()), host, port, gaussians, threading.Event(), print)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine can do: CUDA, gsplat, LichtFeld-Studio, memory, disk."""
     from splatpipe.config import find_config, load_config

@@ -101,7 +101,7 @@ def _probed(probes: Sequence[Mapping[str, Any]]) -> list[str]:
 def _attempt(attempt: Mapping[str, Any], layout: RunLayout, patch_id: str) -> list[str]:
     """What was changed, how it ended, and the line that decided."""
     name = f"Attempt {attempt['n']} ({attempt['trainer']}, init_scaling {attempt['init_scaling']:g})"
-    lines = [f"{name}: {_change(attempt)}."]
+    lines = [f"{name}: {change_of(attempt)}."]
     if attempt["interruptions"]:
         lines.append(f"  It was interrupted and taken up again {attempt['interruptions']} times.")
     if attempt["health"].get("resumed_attempt"):
@@ -122,7 +122,7 @@ def _attempt(attempt: Mapping[str, Any], layout: RunLayout, patch_id: str) -> li
     return lines + [f"  Warning: {note}" for note in attempt["warnings"]]
 
 
-def _change(attempt: Mapping[str, Any]) -> str:
+def change_of(attempt: Mapping[str, Any]) -> str:
     """What was done about the failure before; `why` also names that failure, which has been told."""
     why = attempt["why"] or ""
     if not attempt["remedy"]:
@@ -175,6 +175,6 @@ def _ending(record: PatchRecord, attempts: list[Mapping[str, Any]]) -> str:
     last, lost = attempts[-1], duration(sum(attempt["seconds"] or 0 for attempt in failed))
     plural = "attempts" if len(failed) > 1 else "attempt"
     return (
-        f"{record.id} is {record.outcome}{quality}: {_change(last)} worked, after {len(failed)} failed {plural} that "
+        f"{record.id} is {record.outcome}{quality}: {change_of(last)} worked, after {len(failed)} failed {plural} that "
         f"cost {lost}."
     )

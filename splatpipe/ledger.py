@@ -480,12 +480,13 @@ def _probe_status(row: sqlite3.Row) -> dict[str, Any]:
 
 def _attempt_status(row: sqlite3.Row) -> dict[str, Any]:
     names = ("n", "init_scaling", "class", "line", "step")
-    more = ("state", "started", "ended", "exit_status", "remedy", "why", "gaussians", "peak_rss", "peak_vram", "splat", "interruptions")
+    times = ("state", "started", "ended")
+    more = ("exit_status", "remedy", "why", "gaussians", "peak_rss", "peak_vram", "splat", "interruptions")
     return {
         **{name: row[name] for name in names},
         "trainer": json.loads(row["request"])["trainer"],
         "seconds": _seconds(row),
-        **{name: row[name] for name in more},
+        **{name: row[name] for name in (*times, *more)},
         "warnings": json.loads(row["warnings"]),
         "health": json.loads(row["health"]),
     }

@@ -17,7 +17,7 @@ from typing import Any
 from splatpipe.budget import disk_finding, host_bytes
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
-from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
+from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SplatpipeError
 from splatpipe.executors.base import Executor, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
 from splatpipe.health.sinks import check_sinks
@@ -27,7 +27,10 @@ from splatpipe.ledger import Ledger, Outcome
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger
+from splatpipe.report.live import LiveReport
+from splatpipe.report.write import RunReport
 from splatpipe.runfolder import library_versions, locked, read_run, record_run
+from splatpipe.runlock import in_use
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.undistort import needs_undistortion, undistort
@@ -96,7 +99,7 @@ def run(
     crew = Crew(trainer, trainer.probe(), other) if trainer else choose_crew(config, options.profile_folders)
     if config.executor.kind == "local":
         local_slots(config.executor, _demand(config), crew.info)  # before anything is written
-    with _prepared(options, crew) as (plan, ledger):
+    with _prepared(options, crew) as (plan, ledger), _reported(options.layout):
         _check_ids("--retrain", options.retrain - {ALL}, plan)
         _check_ids("executor.canary", [config.executor.canary] if config.executor.canary else [], plan)
         for sentence in settle(ledger, crew):
@@ -120,10 +123,11 @@ def merge(options: RunOptions, only: str | None = None) -> int:
     device = evaluation_device(options.config)
     with _prepared(options) as (plan, ledger):
         if only is not None:
-            report = join_only(plan, options.layout, ledger, options.config, _ids(only))
-            print(f"merged patches: {report.path} ({report.gaussians} Gaussians)")
+            part = join_only(plan, options.layout, ledger, options.config, _ids(only))
+            print(f"merged patches: {part.path} ({part.gaussians} Gaussians)")
             return EXIT_OK
-        _merge(plan, options, ledger, device, fresh=True)
+        with _reported(options.layout):
+            _merge(plan, options, ledger, device, fresh=True)
         outcomes = _outcomes(plan, ledger)
         _tell_failures(outcomes, ledger)
         return _exit_code(outcomes)
@@ -141,6 +145,25 @@ def export(run_folder: Path, to: str, georeference: Path | None = None, georefer
     from splatpipe.exporting import export_run
 
     return export_run(run_folder, to, georeference, georeferenced, _say)
+
+
+def report(run_folder: Path, splat: bool) -> dict[str, Any]:
+    """Write the page of a run, which may be going on, and with `splat` that of its merged splat; gives both paths.
+
+    Raises `RunFolderError` for a run without patches. That there is no Node.js for the splat is said, not raised.
+    """
+    from splatpipe.report.splat_page import write_splat_page
+
+    layout, made = RunLayout(run_folder.expanduser().resolve()), None
+    page = RunReport(layout, Config().to_dict())
+    page.write(in_use(layout))
+    if splat and layout.merged_splat.is_file():
+        try:
+            made = write_splat_page(layout, _say)
+            page.write(in_use(layout))  # with a link to it
+        except EnvironmentProblem as problem:
+            _say(f"warning: no page of the merged splat: {problem}")
+    return {"report": str(layout.report), "splat": str(made) if made else None}
 
 
 def split(options: RunOptions, *, dry_run: bool, picture: Path | None = None) -> dict[str, Any]:
@@ -240,6 +263,15 @@ def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[P
                 raise
             finally:
                 ledger.end_run(run_id, exit_code)
+
+
+@contextlib.contextmanager
+def _reported(layout: RunLayout) -> Iterator[None]:
+    """The run's page, kept up to date while the block runs and complete after it."""
+    with LiveReport(RunReport(layout, Config().to_dict())):
+        yield
+    if layout.report.is_file():
+        print(f"report: {layout.report}")
 
 
 def _train(

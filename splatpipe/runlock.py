@@ -94,6 +94,12 @@ def run_lock(layout: RunLayout, say: Callable[[str], None] = lambda sentence: No
             lock.release()
 
 
+def in_use(layout: RunLayout) -> bool:
+    """Whether a run seems to hold the folder now; an owner on another machine is believed."""
+    owner = read_owner(layout.owner)
+    return owner is not None and (not owner.here or owner.alive)
+
+
 def _flock(layout: RunLayout) -> FileLock | None:
     """The lock file, held; None on a file system that has no locks."""
     lock = FileLock(layout.lock)

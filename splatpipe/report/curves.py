@@ -51,9 +51,7 @@ def _across(attempts: Mapping[int, Sequence[Event]]) -> list[Chart]:
 
     return [
         chart("Loss", "lower is better; falls fast, then slowly", source, _get("loss"), marks=marks),
-        chart(
-            *("Quality of one training view", "how well one photograph is matched; higher is better", "health", _get("psnr"), "dB PSNR"),
-        ),
+        chart("Match of one training view", "higher is better", "health", _get("psnr"), "dB PSNR"),
         chart("Gaussians", "grows to its limit", source, _get("gaussians")),
         chart("Alive", "opaque enough to count; should stay near 100 %", "health", _get("alive_share"), share=True),
         chart(
@@ -83,12 +81,12 @@ def _within(events: Sequence[Event], of: str) -> list[Chart]:
     def chart(title: str, lines: list[Line], help: str, unit: str) -> Chart:
         filled = [line for line in lines if any(value is not None for value in line.values)]
         name = f"{title}, {of}" if of else title
-        return Chart(name, steps, filled, unit, help=help, log=True)
+        return Chart(name, steps, filled, f"{unit}, on a logarithmic scale", help=help, log=True)
 
     return [
-        chart("Gradient", gradients, "a group whose curve ends near 0 no longer learns", "norm, on a logarithmic scale"),
-        chart("Change per step", updates, "how far one step moves each group", "share of its value, on a logarithmic scale"),
-        chart("Size of the Gaussians", sigmas, "largest sigma of each", "scene radii, on a logarithmic scale"),
+        chart("Gradient", gradients, "a group whose curve ends near 0 no longer learns", "norm"),
+        chart("Change per step", updates, "how far one step moves each group", "share of its value"),
+        chart("Size of the Gaussians", sigmas, "largest sigma of each", "scene radii"),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from splatpipe.explain import cause_of
+from splatpipe.explain import cause_of, change_of
 from splatpipe.ledger import PatchRecord
 from splatpipe.report import words
 
@@ -20,6 +20,7 @@ def patch_facts(record: PatchRecord, row: Row, median_extent: float | None) -> d
         "id": record.id,
         "outcome": record.outcome.value,
         "reason": record.reason,
+        "headline": _headline(record, row),
         "psnr": row["psnr"],
         "ssim": row["ssim"],
         "gaussians": row["gaussians"],
@@ -35,6 +36,9 @@ def patch_facts(record: PatchRecord, row: Row, median_extent: float | None) -> d
         "findings": (record.preflight or {}).get("findings") or [],
         "blind": _blind(record),
         "choice": _choice(record),
+        "probes": [
+            {**one, "title": words.failure(one["class"]) if one["class"] else "Survived"} for one in row["probes"]
+        ],
         "attempts": [_attempt(one) for one in row["attempts"]],
         "notes": _notes(row),
     }
@@ -95,8 +99,7 @@ def _attempt(row: Row) -> dict[str, Any]:
         "title": "Training now" if kind == "running" else words.failure(kind),
         "cause": cause,
         "line": row["line"],
-        "why": row["why"],
-        "remedy": row["remedy"],
+        "change": change_of(row).replace(" -> ", " → ") if row["remedy"] else None,
         "trainer": row["trainer"],
         "init_scaling": row["init_scaling"],
         "step": row["step"],
@@ -111,6 +114,12 @@ def _attempt(row: Row) -> dict[str, Any]:
         "started": row["started"],
         "ended": row["ended"],
     }
+
+
+def _headline(record: PatchRecord, row: Row) -> str | None:
+    """What a patch that failed died of, last."""
+    ended = [one["class"] for one in row["attempts"] if one["class"]]
+    return f"{words.failure(ended[-1])}." if record.outcome == "failed" and ended else None
 
 
 def _resumed(row: Row) -> str | None:

@@ -52,7 +52,7 @@ def extent_against_rung(patches: Sequence[dict[str, Any]]) -> dict[str, Any] | N
     if not dots:
         return None
     x = _Axis([dot[0] for dot in dots])
-    y = _Axis([dot[1] for dot in dots])
+    y = _Axis([dot[1] for dot in dots] + [0.0, 0.4])
     return {
         "dots": [{"x": x.at(a), "y": 100 - y.at(b), "kind": kind, "text": text} for a, b, kind, text in dots],
         "x": [{"at": x.at(tick), "text": words.number(tick)} for tick in x.ticks],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,34 +27,21 @@ RENEW_S = 20  # the page asks for itself anew while the run goes on
 
 
 class RunReport:
-    """Writes the page of one run, again and again: what does not change is read once. Safe to use from threads.
+    """Writes the page of one run, again and again: what does not change is read once.
 
     `defaults` are the settings that a run has when nobody sets any.
     """
 
     def __init__(self, layout: RunLayout, defaults: Mapping[str, Any]) -> None:
         self.layout, self._defaults = layout, defaults
-        self._lock = threading.Lock()
         self._ground: dict[str, Any] | None = None
         self._holdout: dict[str, set[str]] = {}
         self._events: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
-        self._told = False
 
     def write(self, running: bool) -> Path:
         """Replace the page, whole or not at all. Raises `RunFolderError` when this is no run, or not split yet."""
-        with self._lock:
-            html = render_page("report.html", **self._values(running))
-            write_text(self.layout.report, html)
+        write_text(self.layout.report, render_page("report.html", **self._values(running)))
         return self.layout.report
-
-    def refresh(self) -> None:
-        """Replace the page while the run goes on; what is wrong with it is told once and ends nothing."""
-        try:
-            self.write(running=True)
-        except Exception as error:  # a page is never worth a training, whatever is wrong with it
-            if not self._told:
-                print(f"warning: the report could not be written ({error})", file=sys.stderr, flush=True)
-            self._told = True
 
     def _values(self, running: bool) -> dict[str, Any]:
         run = read_run(self.layout)
@@ -112,7 +97,7 @@ class RunReport:
             "gpu_memory": max(patch["gpu_memory"] for patch in patches),
             "command": " ".join(map(str, run.get("command") or [])),
             "versions": [(name, str(value)) for name, value in (run.get("versions") or {}).items()],
-            "splat_page": splat.name if splat.is_file() else None,
+            "splat_page": splat.name if _newer(splat, self.layout.merged_splat) else None,
         }
 
     def _map(self) -> dict[str, Any] | None:
@@ -150,7 +135,7 @@ class RunReport:
             **{name: merged[name] for name in ("psnr", "ssim", "gaussians")},
             "views": details.get("views") or [],
             "parts": [one | {"cleaned": sum(one["dropped"].values())} for one in details.get("parts") or []],
-            "colors": details.get("colors") or [],
+            "colors": _by_pair(details.get("colors") or []),
             "sentences": [f"{name} is missing from the merged splat" for name in details.get("holes") or []],
             "coverage_picture": _as_data(picture) if picture.is_file() else None,
             "coverage_text": f"{covered.get('holes', 0)} of {covered.get('cells', 0)} covered cells",
@@ -172,9 +157,7 @@ def _patches(records: list[PatchRecord], status: Mapping[str, Any]) -> list[dict
     return [patch_facts(record, rows[record.id], median) for record in records if record.id in rows]
 
 
-def _sentence(
-    status: Mapping[str, Any], trained: int, count: int, counts: Mapping[str, int], running: bool
-) -> str:
+def _sentence(status: Mapping[str, Any], trained: int, count: int, counts: Mapping[str, int], running: bool) -> str:
     if running:
         at = f", {counts['running']} in training" if counts["running"] else ""
         return f"The run goes on: {trained} of {count} patches are trained{at}."
@@ -214,6 +197,22 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _by_pair(colors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each two neighbours, which are compared on the ground of both; the larger difference counts."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for one in colors:
+        key = tuple(sorted(one["patches"]))
+        row = rows.setdefault(key, {"patches": key, "difference": 0.0, "cells": 0})
+        row["difference"] = max(row["difference"], one["difference"])
+        row["cells"] += one["cells"]
+    return list(rows.values())
+
+
+def _newer(made: Path, source: Path) -> bool:
+    """Whether `made` is there, and not from an older `source`."""
+    return made.is_file() and source.is_file() and made.stat().st_mtime >= source.stat().st_mtime
 
 
 def _as_data(path: Path) -> str:

@@ -37,7 +37,6 @@
   // Before printing every patch is shown, so that its charts have a width to be drawn in.
   addEventListener("beforeprint", () => {
     root.classList.add("printing");
-    document.querySelectorAll("img[loading=lazy]").forEach((image) => { image.loading = "eager"; });
     splatpipe.drawCharts();
   });
   addEventListener("afterprint", () => root.classList.remove("printing"));
