@@ -39,7 +39,7 @@ class Viewer:
         self.server.scene.set_up_direction("+z")
         self.server.initial_camera.position = (0.0, -9.0, 8.0)
         self.server.initial_camera.look_at = (0.0, 0.0, 0.0)
-        self.stage = Stage(self.server.scene, patches, self._clicked)
+        self.stage = Stage(self.server.scene, patches, self.show_camera)
         self._add_panel()
         self.look()
 
@@ -122,7 +122,7 @@ class Viewer:
                 return
             self._shown = wanted
 
-    def _clicked(self, cameras: Cameras, i: int) -> None:
+    def show_camera(self, cameras: Cameras, i: int) -> None:
         """Show the photograph and, where a splat is chosen, its render from there."""
         with self._lock:
             splat = self._splats.get(self._choice.value)
