@@ -48,6 +48,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. training.iterations=2000.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default SCENE/splatpipe/default.")]
+SceneOrAddress = Annotated[
+    str, typer.Argument(metavar="SCENE", help="As for the other commands, or an address: s3://bucket/scene, ssh://...")
+]
+OutOrAddress = Annotated[
+    str | None, typer.Option("--out", "-o", help="Run folder or address; default SCENE/splatpipe/default.")
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="Settings file; default splat_config.yml beside the scene or here."),
@@ -79,9 +85,9 @@ def _options(
 
 @app.command()
 def run(
-    scene: Scene,
+    scene: SceneOrAddress,
     overrides: Overrides = None,
-    out: Out = None,
+    out: OutOrAddress = None,
     config: ConfigFile = None,
     images: Images = None,
     retrain: Retrain = None,
@@ -91,8 +97,7 @@ def run(
     from splatpipe import pipeline
 
     settings = [*(overrides or []), *(["retry.history=false"] if no_history else [])]
-    options = pipeline.RunOptions.resolve(scene, out, config, settings, images, retrain)
-    with _stopping():
+    with pipeline.placed(scene, out, config, settings, images, retrain) as options, _stopping():
         _leave(pipeline.run(options, stop=_stop))
 
 

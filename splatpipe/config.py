@@ -26,6 +26,7 @@ from splatpipe.policy.init_scaling import InitScalingSettings
 from splatpipe.policy.probe import ProbeSettings
 from splatpipe.policy.remedies import RetrySettings
 from splatpipe.splatting.settings import TrainSettings
+from splatpipe.storage.settings import StorageSettings
 from splatpipe.trainers.base import Limits
 from splatpipe.yamltext import YamlProblem, compose_yaml, load_yaml
 
@@ -101,6 +102,7 @@ class Config:
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     merge: MergeSettings = field(default_factory=MergeSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
 
     def to_dict(self) -> dict[str, Any]:

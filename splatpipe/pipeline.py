@@ -34,6 +34,8 @@ from splatpipe.runlock import in_use
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.undistort import needs_undistortion, undistort
+from splatpipe.storage.address import parse_address
+from splatpipe.storage.settings import StorageSettings
 from splatpipe.trainers.base import PreparedTrainer, Trainer
 from splatpipe.training import TrainingStage, evaluation_device, reopen, settle
 
@@ -76,6 +78,27 @@ class RunOptions:
         run = read_run(layout)
         config = config_from_dict(run["settings"], str(layout.run_yml))
         return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), SOURCE), _ids(retrain))
+
+
+@contextlib.contextmanager
+def placed(
+    scene: str,
+    out: str | None,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    images: str | None,
+    retrain: str | None,
+) -> Iterator[RunOptions]:
+    """The options of a run whose scene and run folder are paths or addresses (s3://...), with local copies of these.
+
+    What the block has done is uploaded at its end. Raises a `SplatpipeError` for what cannot be fetched or put.
+    """
+    from splatpipe.storage.remote import local_places
+
+    remote = any(parse_address(name) for name in (scene, out) if name)
+    settings = load_config(config_file or find_config(None), overrides).storage if remote else StorageSettings()
+    with local_places(scene, out, settings, _say) as places:
+        yield RunOptions.resolve(places.scene, places.out, config_file, overrides, images, retrain)
 
 
 SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
