@@ -57,7 +57,7 @@ def test_the_tests_run_with_the_pinned_versions(pins: dict[str, str]) -> None:
 
 def test_everything_imported_is_a_declared_dependency(repository: Path, project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    named = ("cuda", "view", "wandb", "ray", "slurm")
+    named = ("cuda", "view", "wandb", "ray", "slurm", "remote")
     required = project["dependencies"] + [line for name in named for line in extras[name]]
     declared = {canonicalize_name(Requirement(line).name) for line in required}
     imported = set()
