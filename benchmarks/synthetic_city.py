@@ -231,9 +231,17 @@ def _model(
         obs_xy=pixels,
         point_ids=ids,
         points=xyz,
-        colors=rng.integers(40, 216, (len(xyz), 3)).astype(np.uint8),
+        colors=_colors(xyz, rng),
         errors=np.full(len(xyz), 0.6),
     )
+
+
+def _colors(xyz: NDArray, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Tiled roofs, pale walls, green and grey ground."""
+    ground = np.where((np.sin(xyz[:, 0] / 31) * np.sin(xyz[:, 1] / 23) > 0)[:, None], (96, 128, 80), (132, 130, 124))
+    house = np.where((xyz[:, 2] > 6)[:, None], (170, 88, 66), (198, 190, 176))
+    base = np.where((xyz[:, 2] > 0.5)[:, None], house, ground)
+    return np.clip(base + rng.normal(0, 12, base.shape), 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def _describe(source: str, angle: float | None) -> str:
     if angle is None:
         return f"up is {basis}"
     relation = "agree within" if angle <= AGREE_DEGREES else "disagree by"
-    return f"up is {basis}; points and cameras {relation} {max(angle, 1):.0f} degrees"
+    degrees = max(round(angle), 1)
+    return f"up is {basis}; points and cameras {relation} {degrees} degree{'s' * (degrees > 1)}"
 
 
 def _normalised(points: NDArray[np.float64]) -> NDArray[np.float64]:

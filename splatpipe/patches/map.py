@@ -15,7 +15,7 @@ from splatpipe.files import atomic_path
 from splatpipe.patches.box import Box
 from splatpipe.patches.partition import Split
 from splatpipe.patches.patch import Patch
-from splatpipe.patches.region import Region
+from splatpipe.patches.region import Region, distance_to_ring
 from splatpipe.scene.arrays import Scene
 
 LONGER = 2000  # pixels of the longer side of the ground
@@ -23,7 +23,10 @@ FINE = 2  # drawn larger by this and reduced, for smooth lines
 BOUNDS = (0.005, 0.995)  # quantiles of points and cameras that the picture shows
 EDGE, HEAD, FOOT = 40, 90, 110  # pixels round the ground, above it, and below it
 PAPER, INK, RED = (250, 250, 248), (35, 38, 45), (205, 20, 30)
-MOST_POINTS = 400_000
+MOST_POINTS = 1_000_000
+DOTS = (1, 4)  # pixels of a point's edge, at least and at most
+GRID = 48  # places each way at which a label may stand in an outline
+TINT = 40  # of 255: how much of its patch's colour the ground takes on
 GOLDEN = 0.618034  # turns of hue that keep neighbouring numbers apart
 
 Color = tuple[int, int, int]
@@ -35,7 +38,7 @@ def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()
     Right and up are the frame's ground axes, in scene units; these are the coordinates of `patching.cells`.
     """
     canvas = _Canvas(split.frame.apply(scene.points), split.frame.apply(scene.centers))
-    canvas.points(split.frame.apply(scene.points))
+    canvas.points(split.frame.apply(scene.points), scene.colors)
     for i, patch in enumerate(split.patches):
         canvas.core(patch, _color(i))
     centers, ahead = split.frame.apply(scene.centers), split.frame.apply(scene.viewmats[:, 2, :3])
@@ -56,7 +59,8 @@ def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()
 def _title(scene: Scene, split: Split) -> tuple[str, str]:
     counts = [len(patch.camera_index) for patch in split.patches]
     patches = f"{len(counts)} patch" + ("es" if len(counts) != 1 else "")
-    facts = f"{scene.n_cameras:,} cameras, {scene.n_points:,} points; {min(counts)} to {max(counts)} cameras a patch"
+    range_of = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    facts = f"{scene.n_cameras:,} cameras, {scene.n_points:,} points; {range_of} cameras a patch"
     return patches, f"{facts}; {split.frame.message}"
 
 
@@ -94,7 +98,7 @@ class _Canvas:
         self.image = Image.new("RGB", size, PAPER)
         self.draw = ImageDraw.Draw(self.image, "RGBA")
         self.draw.rectangle(self.ground, fill=(255, 255, 255))
-        self.dot = float(np.clip(0.08 * np.sqrt(width * height / max(len(centers), 1)), FINE * 2.5, FINE * 10))
+        self.dot = float(np.clip(0.08 * np.sqrt(width * height / max(len(centers), 1)), FINE * 3.5, FINE * 10))
 
     def at(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, 2) pixels of (N, >= 2) positions; up is up."""
@@ -102,25 +106,28 @@ class _Canvas:
         y = self.top + (self.high[1] - positions[:, 1]) * self.scale
         return np.stack([x, y], axis=1)
 
-    def points(self, positions: NDArray[np.float64]) -> None:
-        """Points as a grey density, so that many read as dark and one still shows."""
-        step = FINE * 2
-        pixels = self.at(positions[:: max(len(positions) // MOST_POINTS, 1)])
-        columns, rows = (self.ground[2] - self.left) // step, (self.ground[3] - self.top) // step
-        place = np.floor((pixels - (self.left, self.top)) / step).astype(int)
-        inside = ((place >= 0) & (place < (columns, rows))).all(axis=1)
-        counts = np.zeros((rows, columns))
-        np.add.at(counts, (place[inside, 1], place[inside, 0]), 1)
-        typical = float(np.median(counts[counts > 0])) if counts.any() else 1.0
-        grey = 255 - 120 * np.tanh(counts / (2 * typical))
-        shade = Image.fromarray(grey.astype(np.uint8)).resize((columns * step, rows * step), Image.Resampling.NEAREST)
-        self.image.paste(shade.convert("RGB"), (self.left, self.top))
+    def points(self, positions: NDArray[np.float64], colors: NDArray[np.uint8]) -> None:
+        """Points in their own colours, as dots that are larger where they are few."""
+        every = max(len(positions) // MOST_POINTS, 1)
+        pixels = self.at(positions[::every]) - (self.left, self.top)
+        size = np.array((self.ground[2] - self.left, self.ground[3] - self.top))
+        shown = ((pixels >= 0) & (pixels < size)).all(axis=1)
+        step = FINE * int(np.clip(np.sqrt(size.prod() / max(int(shown.sum()), 1)) / (2 * FINE), *DOTS))
+        columns, rows = (int(n) for n in size // step + 1)
+        place = (pixels[shown] // step).astype(int)
+        flat, seen = place[:, 1] * columns + place[:, 0], colors[::every][shown]
+        counts = np.bincount(flat, minlength=rows * columns)
+        sums = np.stack([np.bincount(flat, seen[:, i], rows * columns) for i in range(3)], axis=1)
+        table = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], 255)
+        raster = Image.fromarray(table.reshape(rows, columns, 3).astype(np.uint8))
+        picture = raster.resize((columns * step, rows * step), Image.Resampling.NEAREST)
+        self.image.paste(picture.crop((0, 0, int(size[0]), int(size[1]))), (self.left, self.top))
 
     def core(self, patch: Patch, color: Color) -> None:
         if isinstance(patch.core, Region):
             self._outline(patch.core, color)
             return
-        self.draw.rectangle(self._clipped(patch.core), fill=(*color, 46), outline=(*color, 255), width=FINE * 3)
+        self.draw.rectangle(self._clipped(patch.core), fill=(*color, TINT), outline=(*color, 255), width=FINE * 3)
         self._dashed(self._clipped(patch.buffered), (*color, 170))
 
     def _outline(self, core: Region, color: Color) -> None:
@@ -131,7 +138,7 @@ class _Canvas:
             return
         mask = Image.new("L", self.image.size)
         corners = [(float(x), float(y)) for x, y in self.at(core.ring)]
-        ImageDraw.Draw(mask).polygon(corners, fill=46)
+        ImageDraw.Draw(mask).polygon(corners, fill=TINT)
         visible = Image.new("L", self.image.size)
         box = (round(x0), round(y0), round(x1), round(y1))
         visible.paste(mask.crop(box), box[:2])
@@ -161,15 +168,14 @@ class _Canvas:
 
     def label(self, patch: Patch, centers: NDArray[np.float64], color: Color) -> None:
         """Number and camera count in the middle of the visible core."""
-        x0, y0, x1, y1 = self._clipped(patch.core)
+        at = self._middle(patch.core)
         font = _font(20)
         text = f"{patch.id}\n{len(centers)} cameras"
-        box = self.draw.multiline_textbbox(((x0 + x1) / 2, (y0 + y1) / 2), text, font=font, anchor="mm", align="center")
+        box = self.draw.multiline_textbbox(at, text, font=font, anchor="mm", align="center")
         pad = FINE * 7
         around = (box[0] - pad, box[1] - pad, box[2] + pad, box[3] + pad)
         self.draw.rounded_rectangle(around, radius=pad, fill=(255, 255, 255, 225), outline=color, width=FINE * 2)
-        middle = (x0 + x1) / 2, (y0 + y1) / 2
-        self.draw.multiline_text(middle, text, fill=INK, font=font, anchor="mm", align="center")
+        self.draw.multiline_text(at, text, fill=INK, font=font, anchor="mm", align="center")
 
     def frame(self, title: tuple[str, str], legend: list[tuple[str, str]]) -> None:
         """Title, border, legend and scale bar."""
@@ -195,7 +201,7 @@ class _Canvas:
         elif kind == "cross":
             self._cross(middle, y, r)
         elif kind == "core":
-            self.draw.rectangle((x, y - r, x + 3 * r, y + r), fill=(*color, 46), outline=color, width=FINE * 3)
+            self.draw.rectangle((x, y - r, x + 3 * r, y + r), fill=(*color, TINT), outline=color, width=FINE * 3)
         else:
             self._dashed((x, y - r, x + 3 * r, y + r), (*color, 170))
         start = x + FINE * 30
@@ -218,6 +224,22 @@ class _Canvas:
         lower, upper = np.maximum(box.lower[:2], self.low), np.minimum(box.upper[:2], self.high)
         (x0, y1), (x1, y0) = self.at(np.stack([lower, np.maximum(upper, lower)]))
         return float(x0), float(y0), float(x1), float(y1)
+
+    def _middle(self, core: Box) -> tuple[float, float]:
+        """In pixels; of an outline, the place on a grid that is farthest from its edges and those of the picture."""
+        x0, y0, x1, y1 = self._clipped(core)
+        if isinstance(core, Region):
+            low, high = np.maximum(core.lower[:2], self.low), np.minimum(core.upper[:2], self.high)
+            steps = (np.arange(GRID) + 0.5) / GRID
+            grid = np.stack(np.meshgrid(*(low[axis] + steps * (high - low)[axis] for axis in (0, 1))), -1)
+            places = grid.reshape(-1, 2)
+            away = np.minimum(places - self.low, self.high - places).min(axis=1)
+            for ring in core.others if core.ring is None else (core.ring,):
+                away = np.minimum(away, distance_to_ring(ring, places))
+            away[~core.contains(np.column_stack([places, np.zeros(len(places))]))] = 0
+            x, y = self.at(places[[int(np.argmax(away))]])[0]
+            return float(x), float(y)
+        return (x0 + x1) / 2, (y0 + y1) / 2
 
     def _shown(self, centers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Those within the picture, the rest moved to its border."""
