@@ -32,9 +32,11 @@ _FREE_SPACE = "free some space and run again, what is trained is kept"
 _MACHINE_ERRORS = {
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: "raise the limit for the size of files (ulimit -f) and run again",
     errno.EROFS: "choose a folder that can be written with --out",
     errno.EACCES: "choose a folder that you may write to with --out, or change its permissions",
     errno.EPERM: "choose a folder that you may write to with --out, or change its permissions",
+    errno.EINTR: "the file system was interrupted; run again to continue",
     errno.EIO: "the disk reports an error; check it, then run again",
 }
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143

@@ -35,13 +35,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with _named(path):
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            _rename(temporary, path)
+            sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a later run clears it; what went wrong first is what must be told
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename, again when a signal came between: Python does so for reads and writes, not for names."""
+    while True:
+        try:
+            source.replace(target)
+            return
+        except InterruptedError:
+            continue
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of the operating system say which file it was about, where it does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
         raise
 
 
@@ -98,12 +121,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with _named(path):
+            yield temporary
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                _rename(path, old)
+            _rename(temporary, path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -30,6 +30,8 @@ from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 from splatpipe.trainers.output import check_splat
 from splatpipe.trainers.supervise import end_orphan, recover
 
+UNDECIDED = (Outcome.PENDING, Outcome.RUNNING, Outcome.INTERRUPTED)
+
 
 @dataclass(frozen=True)
 class PatchResult:
@@ -245,6 +247,11 @@ def settle(ledger: Ledger, crew: Crew) -> list[str]:
         orphan = "its child was still running and has been ended" if ended else "splatpipe was killed"
         ledger.mark_interrupted(request, orphan)
         sentences.append(f"{request.patch_id}: attempt {request.attempt} was cut off ({orphan})")
+    for record in ledger.patches():
+        history = ledger.history(record.id)
+        if record.outcome in UNDECIDED and history and history[-1].failure is None:
+            ledger.set_outcome(record.id, Outcome.TRAINED, None, _metrics(history[-1]))
+            sentences.append(f"{record.id}: attempt {history[-1].request.attempt} had trained it")
     return sentences
 
 
