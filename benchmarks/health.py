@@ -86,7 +86,6 @@ def with_blind_camera(request: TrainRequest) -> TrainRequest:
     scene, healthy_holdout = read_patch_scene(request.patch), request.patch.holdout
     viewmats = scene.viewmats.copy()
     viewmats[0] = np.diag([-1.0, 1.0, -1.0, 1.0]) @ viewmats[0]
-    viewmats[0, 2, 3] -= 10.0
     request = altered(request, replace(scene, viewmats=viewmats))
     request.patch.holdout.symlink_to(healthy_holdout.resolve())
     return request

@@ -139,17 +139,20 @@ def split(
 
 @app.command()
 def compare(
-    run_folder: Run,
-    one: Annotated[str, typer.Argument(help="Patch id, e.g. p000.")],
-    other: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
+    things: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] A B [C...]",
+            help="Patches (p000) or attempts (p000/2) after their run folder, run folders, checkpoints, .ply files.",
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Two patches of a run side by side, what differs most on top."""
+    """Two things or more of one kind side by side, what differs most on top, with a verdict in words."""
     from splatpipe.comparing import compare as facts_of
-    from splatpipe.layout import RunLayout
     from splatpipe.tables import compare_table
 
-    _print(facts_of(RunLayout(run_folder.expanduser().resolve()), one, other), compare_table, as_json)
+    _print(facts_of(things), compare_table, as_json)
 
 
 @app.command()

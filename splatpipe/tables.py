@@ -66,12 +66,14 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
 
 
 def compare_table(facts: Mapping[str, Any]) -> RenderableType:
-    """Two patches side by side."""
-    table = _table("measure", f">{escape(facts['one'])}", f">{escape(facts['other'])}", ">ratio")
-    for row in facts["rows"]:
-        numbers = (_number(row[key], ".4g") for key in ("one", "other", "ratio"))
-        table.add_row(escape(row["name"]), *numbers)
-    return table
+    """Things side by side; what is the same in all is only counted."""
+    table = _table("measure", *(f">{escape(item['name'])}" for item in facts["items"]), ">ratio")
+    rows = [row for row in facts["rows"] if len(set(row["values"])) > 1]
+    for row in rows:
+        shown = [escape(v) if isinstance(v, str) else _number(v, ".4g") for v in row["values"]]
+        table.add_row(escape(row["name"]), *shown, _number(row["ratio"], ".4g"))
+    same = len(facts["rows"]) - len(rows)
+    return Group(table, f"{same} measures are the same in all", *(escape(text) for text in facts["verdict"]))
 
 
 def inspect_table(facts: Mapping[str, Any]) -> RenderableType:

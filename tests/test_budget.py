@@ -66,13 +66,13 @@ def test_two_patches_side_by_side_with_the_largest_difference_on_top(tmp_path: P
     layout = RunLayout(tmp_path / "run")
     plan = make_plan(scene, config_from_dict({"patching": {"max_cameras": 12}}, "test"))
     write_datasets(plan, layout)
-    rows = compare(layout, "p000", "p001")["rows"]
+    rows = compare([str(layout.root), "p000", "p001"])["rows"]
     ratios = [abs(np.log(row["ratio"])) for row in rows if row["ratio"]]
-    assert ratios == sorted(ratios, reverse=True)
+    assert np.all(np.diff(ratios) < 1e-9)
     cameras = next(row for row in rows if row["name"] == "cameras")
-    assert cameras["one"] == len(plan.patches[0].patch.camera_index)
+    assert cameras["values"][0] == len(plan.patches[0].patch.camera_index)
     with pytest.raises(RunFolderError, match="no readable patch p9; it has p000 to p00"):
-        compare(layout, "p000", "p9")
+        compare([str(layout.root), "p000", "p9"])
     assert layout.map.is_file()
 
 

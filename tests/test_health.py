@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_training import Events, data_of, never, scene, training  # noqa: F401  (scene is a fixture)
@@ -15,8 +16,8 @@ from splatpipe.health.sample import Sample, Series
 from splatpipe.health.settings import HealthSettings
 from splatpipe.health.verdicts import RULES, Severity, judge
 from splatpipe.health.watch import HealthWatch
-from splatpipe.scene.arrays import Scene
-from splatpipe.splatting.loop import TrainingFailure
+from splatpipe.scene.arrays import Scene, Similarity
+from splatpipe.splatting.loop import TrainingData, TrainingFailure
 
 SETTINGS = HealthSettings()
 GROUPS = ("means", "scales", "quats", "opacities", "sh0", "sh1")
@@ -55,6 +56,7 @@ ILL = {
     "death_spiral": series(relocated=RELOCATED["died of 0.1"]),
     "relocation": series(relocated=RELOCATED["held at 0.3"][:6]),
     "sudden_collapse": series(alive_share=[0.95, 0.4, 0.38]),
+    "early_death": series(relocated=(), alive_share=[0.82, 0.8]),
     "faded": series(alive_share=[0.2, 0.2]),
     "explosion": series(flung_share=[0.6, 0.7]),
     "divergence": series(loss=[0.9, 1.1]),
@@ -143,3 +145,43 @@ def test_what_was_seen_before_an_interruption_counts_on_and_is_not_told_twice(tm
     watch = HealthWatch(SETTINGS, Events(), json.loads(json.dumps([*before, verdict])), step=400)
     assert [s.step for s in watch.samples] == [100, 200, 300, 400]
     assert [v.rule for v in watch.verdicts] == ["faint"]
+
+
+def test_a_collapse_is_stopped_before_anything_is_relocated(scene: Scene, tmp_path: Path) -> None:  # noqa: F811
+    """An opacity rate far too high: most Gaussians die at once, and the loop's own guard looks at refinements only."""
+    bad = {"iterations": 400, "opacities_lr": 2.0, "refine_start": 300, "refine_stop": 390}
+    run, events = watched(data_of(scene), tmp_path, HealthSettings(every=10), **bad)
+    with pytest.raises(TrainingFailure) as stopped:
+        run.run(never)
+    assert stopped.value.failure == "mcmc_collapse"
+    assert stopped.value.step < 150
+    (stop,) = [event for event in events.of("verdict") if event["severity"] == "stop"]
+    assert stop["class"] == "mcmc_collapse" and stop["step"] == stopped.value.step
+
+
+def test_a_blind_camera_is_told_of_and_costs_nothing_else(scene: Scene, tmp_path: Path) -> None:  # noqa: F811
+    data = data_of(scene)
+    viewmats = data.views.viewmats.copy()
+    viewmats[2] = np.diag([-1.0, 1.0, -1.0, 1.0]) @ viewmats[2]
+    viewmats[2, 2, 3] -= 50.0
+    data = replace(data, views=replace(data.views, viewmats=viewmats))
+    run, events = watched(data, tmp_path, HealthSettings(every=10))
+    run.run(never)
+    told = {event["rule"]: event for event in events.of("verdict")}
+    assert data.views.names[2] in told["blind"]["message"]
+    assert max(event["blind_share"] for event in events.of("health")) > 0
+    assert not [event for event in told.values() if event["severity"] == "stop"]
+
+
+def test_units_that_were_not_normalised_are_noticed_at_the_first_sample(
+    scene: Scene,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    data = data_of(scene)
+    big = Similarity(1000.0, (0.0, 0.0, 0.0))
+    views = replace(data.views, viewmats=big.apply_viewmats(data.views.viewmats))
+    run, events = watched(TrainingData(views, big.apply(data.points), data.colors), tmp_path, HealthSettings(every=10))
+    with pytest.raises(TrainingFailure) as stopped:
+        run.run(never)
+    assert stopped.value.failure == "data_error"
+    assert events.of("verdict")[0]["rule"] == "scene_scale" and events.of("verdict")[0]["step"] == 10

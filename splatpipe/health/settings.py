@@ -23,9 +23,12 @@ class HealthSettings:
     relocated_stop: Share = 0.5  # the same, mean of the last three refinements
     alive_fall: Share = 0.5  # alive share falls below this share of what it was, and stays there
     opacity_low: Share = 0.05  # mean opacity
-    flung_warn: Share = 0.1  # of the Gaussians far outside the scene
+    early_alive: Share = 0.85  # alive share before the first refinement; healthy trainings keep 99 %
+    flung_warn: Share = 0.02  # of the Gaussians far outside the scene; healthy trainings have none
+    flung_stop: Share = 0.1  # the same, in two samples in a row
     far_stop: Length = 10.0  # the farthest Gaussian in scene radii, in a scene outside `scene_scale`
     sigma_warn: Length = 1.0  # 99 % quantile of the largest sigma, in scene radii
+    median_sigma_warn: Length = 0.1  # its median
     scene_scale: tuple[Length, Length] = (0.05, 100.0)  # of the cameras about their middle, training units
     loss_rise: Annotated[float, Gt(1)] = 3.0  # median loss over the lowest median loss before
     dormant_share: Share = 0.8  # of the visible Gaussians without gradient in a group or SH band,

@@ -16,7 +16,7 @@ from typing import Any
 from splatpipe.failures.classes import FailureClass
 from splatpipe.health.sample import Sample, Series
 from splatpipe.health.settings import HealthSettings
-from splatpipe.splatting.guards import COLLAPSE_SHARE, EXPLOSION_SHARE
+from splatpipe.splatting.guards import COLLAPSE_SHARE
 
 
 class Severity(StrEnum):
@@ -100,6 +100,17 @@ def _sudden_collapse(series: Series, settings: HealthSettings) -> str | None:
     return None
 
 
+def _early_death(series: Series, settings: HealthSettings) -> str | None:
+    """Before anything is relocated nothing healthy dies: initial opacities lie far above the floor."""
+    last = [1.0 if sample.alive_share is None else sample.alive_share for sample in series.samples[-2:]]
+    if series.relocated or len(last) < 2 or max(last) >= settings.early_alive:
+        return None
+    return (
+        f"collapse: {1 - last[-1]:.0%} of the Gaussians have died before the first refinement; opacities fall faster "
+        "than the cameras that see them can hold them"
+    )
+
+
 def _faded(series: Series, settings: HealthSettings) -> str | None:
     last = [1.0 if sample.alive_share is None else sample.alive_share for sample in series.samples[-2:]]
     if len(last) < 2 or max(last) >= 1 - COLLAPSE_SHARE:
@@ -119,7 +130,7 @@ def _exploded(series: Series, settings: HealthSettings) -> str | None:
     last = series.samples[-2:]
     flung = [sample.flung_share or 0.0 for sample in last]
     alive = last[-1].alive_share
-    if len(last) < 2 or min(flung) <= EXPLOSION_SHARE or (alive is not None and alive < 0.5):
+    if len(last) < 2 or min(flung) <= settings.flung_stop or (alive is not None and alive < 0.5):
         return None
     return f"explosion: {flung[-1]:.0%} of the Gaussians have left the scene"
 
@@ -133,9 +144,13 @@ def _flung(series: Series, settings: HealthSettings) -> str | None:
 
 def _wide(series: Series, settings: HealthSettings) -> str | None:
     sigmas = series.samples[-1].sigmas
-    if len(sigmas) < 4 or sigmas[3] is None or sigmas[3] <= settings.sigma_warn:
+    if len(sigmas) < 4 or sigmas[1] is None or sigmas[3] is None:
         return None
-    return f"one Gaussian in a hundred is wider than {sigmas[3]:.2g} scene radii"
+    if sigmas[3] > settings.sigma_warn:
+        return f"one Gaussian in a hundred is wider than {sigmas[3]:.2g} scene radii"
+    if sigmas[1] > settings.median_sigma_warn:
+        return f"half of the Gaussians are wider than {sigmas[1]:.2g} scene radii"
+    return None
 
 
 def _units(series: Series, settings: HealthSettings) -> str | None:
@@ -244,6 +259,7 @@ RULES: tuple[Rule, ...] = (
         _sudden_collapse,
         _COLLAPSE,
     ),
+    Rule("early_death", Severity.STOP, "measured: opacity learning rate x10", _early_death, _COLLAPSE),
     Rule("faded", Severity.STOP, "fvdb issue #323, gsplat issue #1027", _faded, _COLLAPSE),
     Rule(
         "explosion",
