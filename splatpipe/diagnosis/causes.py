@@ -115,7 +115,7 @@ def _cure(case: Case, name: str, what: str) -> list[Evidence]:
     gain = (one.psnr or 0) - (case.baseline.psnr or 0) if one.psnr and case.baseline.psnr else 0.0
     if gain > BETTER_DB:
         return [Evidence(2, f"{what} the fixed view is {gain:.1f} dB better after {one.step} steps")]
-    return [Evidence(0, f"{what} it trains as it does with them ({gain:+.1f} dB)")]
+    return [Evidence(0, f"the patch trains as it is, and {what} no better ({gain:+.1f} dB after {one.step} steps)")]
 
 
 def _images(case: Case, facts: Facts) -> Cause:
