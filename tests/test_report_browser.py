@@ -18,6 +18,7 @@ from scenes import synthetic_scene, write_scene
 
 from splatpipe import pipeline
 from splatpipe.errors import EnvironmentProblem
+from splatpipe.export.transform import SplatTransform, find_transform
 from splatpipe.layout import RunLayout
 from splatpipe.report import splat_page
 from splatpipe.report.placement import Placement
@@ -30,6 +31,7 @@ HOSTILE = "<img src=x onerror=window.hacked=1>'\".jpg"
 SETTINGS = ["training.iterations=120", "training.refine_start=20", "training.refine_every=20", "training.max_cap=600",
             "training.sh_degree=1", "training.device=cpu", "health.every=20", "init_scaling.fixed=0.4",
             "patching.max_cameras=12"]  # fmt: skip
+CLOSE_PX = 12
 RED, GREEN, BLUE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
 
@@ -150,12 +152,8 @@ def test_every_patch_and_its_curves_are_printed(open_report: Callable[[int, int]
 
 
 def test_the_page_of_the_splat_shows_it_with_a_pin_on_each_patch(browser: Any, layout: RunLayout) -> None:
-    try:
-        made = pipeline.report(layout.root, splat=True)
-    except EnvironmentProblem as problem:
-        pytest.skip(str(problem))
-    if made["splat"] is None:
-        pytest.skip("no splat-transform here: it needs Node.js, and npm once")
+    _find_tool()
+    made = pipeline.report(layout.root, splat=True)
     watched = _open_splat(browser, Path(made["splat"]))
     picture = watched.picture("splat")
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # no blank canvas
@@ -168,10 +166,7 @@ def test_the_page_of_the_splat_shows_it_with_a_pin_on_each_patch(browser: Any, l
 
 def test_markers_stand_in_the_splat_page_where_the_frame_says(browser: Any, tmp_path: Path) -> None:
     """Red to the map's right, blue to its upper edge, green up: seen where a camera with those axes sees them."""
-    try:
-        tool = splat_page.find_transform(install=False)
-    except EnvironmentProblem as problem:
-        pytest.skip(f"{problem}; one `splatpipe report` installs it")
+    tool = _find_tool()
     frame, center, scale = _odd_frame(), np.array([812.0, -3300.0, 55.0]), 0.02
     placement = Placement(splat_page.AXES @ frame, center, scale)
     offsets = {RED: np.array([2.5, 0, 0]), BLUE: np.array([0, 2.5, 0]), GREEN: np.array([-2.5, 0, 1.5])}
@@ -179,18 +174,19 @@ def test_markers_stand_in_the_splat_page_where_the_frame_says(browser: Any, tmp_
     pins = [_pin_at(placement.apply(center + frame.T @ at / scale)) for at in offsets.values()]
     splat_page.convert(splats, placement, pins, tmp_path / "splat.html", tool)
     watched = _open_splat(browser, tmp_path / "splat.html")
-    picture = _picture_with(watched, tuple(offsets), "splat-markers")
     left, up, above = np.eye(3)
     start = np.array(splat_page.START)
-    for pin, (color, (x, y, z)) in enumerate(offsets.items()):
-        place = -x * left + z * up + y * above  # the viewer's axes in words: the map's left, up, upper edge
-        expected = _project(place, start, np.zeros(3), up, math.radians(splat_page.FOV), picture, horizontal=True)
-        found = center_of(picture, color)
-        assert found is not None, f"marker {color} is not to be seen"
-        assert np.linalg.norm(found - expected) < 12, f"marker {color} at {found}, not {expected}"
+    # The viewer's axes in words: the map's left, up, and the map's upper edge.
+    at = {color: -x * left + z * up + y * above for color, (x, y, z) in offsets.items()}
+    expected = {
+        color: _project(place, start, np.zeros(3), up, math.radians(splat_page.FOV), (640, 1000), horizontal=True)
+        for color, place in at.items()
+    }
+    _assert_seen_at(watched, expected, "splat-markers")
+    for pin, place in enumerate(expected.values()):
         spot = watched.page.locator(".pc-annotation-hotspot").nth(pin)
-        at = spot.evaluate("(one) => [parseFloat(one.style.left), parseFloat(one.style.top)]")
-        assert np.linalg.norm(np.array(at) - expected) < 12, f"pin {pin} at {at}, not {expected}"
+        found = spot.evaluate("(one) => [parseFloat(one.style.left), parseFloat(one.style.top)]")
+        assert np.linalg.norm(np.array(found) - place) < CLOSE_PX, f"pin {pin} at {found}, not {place}"
     watched.page.close()
 
 
@@ -210,12 +206,11 @@ def test_the_viewer_shows_the_run_and_markers_where_the_frame_says(browser: Any,
         viewer.stage.show_splat(_markers(at, 0.25 / place.scale))
         watched = Watched(browser, 1100, 700, f"http://127.0.0.1:{viewer.port}")
         watched.page.goto(f"http://127.0.0.1:{viewer.port}")
-        picture = _picture_with(watched, tuple(offsets), "viewer-markers")
-        for color, offset in offsets.items():
-            expected = _project(offset, start, np.zeros(3), np.eye(3)[2], math.radians(60), picture, horizontal=False)
-            found = center_of(picture, color)
-            assert found is not None, f"marker {color} is not to be seen"
-            assert np.linalg.norm(found - expected) < 12, f"marker {color} at {found}, not {expected}"
+        expected = {
+            color: _project(offset, start, np.zeros(3), np.eye(3)[2], math.radians(60), (700, 1100), horizontal=False)
+            for color, offset in offsets.items()
+        }
+        _assert_seen_at(watched, expected, "viewer-markers", 320, 440)
         viewer.stage.show_splat(None)
         for handle in (*viewer.stage.cores, *viewer.stage.cameras):
             handle.visible = True
@@ -231,6 +226,13 @@ def test_the_viewer_shows_the_run_and_markers_where_the_frame_says(browser: Any,
         viewer.server.stop()
 
 
+def _find_tool() -> SplatTransform:
+    try:
+        return find_transform(install=False)
+    except EnvironmentProblem as problem:
+        pytest.skip(f"{problem}; one `splatpipe report` installs it")
+
+
 def _open_splat(browser: Any, page: Path) -> Watched:
     """With WebGL, at rest after its first frame."""
     watched = Watched(browser, 1000, 640)
@@ -242,14 +244,27 @@ def _open_splat(browser: Any, page: Path) -> Watched:
     return watched
 
 
-def _picture_with(watched: Watched, colors: tuple[tuple[int, int, int], ...], name: str) -> NDArray[np.uint8]:
-    """The page once every colour has come to be seen, or as it is when patience ends."""
+def _assert_seen_at(
+    watched: Watched,
+    expected: dict[tuple[int, int, int], NDArray[np.float64]],
+    name: str,
+    left: int = 0,
+    width: int = 1000,
+) -> None:
+    """Every colour where it should be, once the page has come to rest; patience is for slow machines only.
+
+    Looks at `width` pixels from `left` on, where there is no other colour.
+    """
     deadline = time.monotonic() + PATIENCE_MS / 1000
     while True:
         picture = watched.picture(name)
-        if all(center_of(picture, color) is not None for color in colors) or time.monotonic() > deadline:
-            return picture
-        watched.page.wait_for_timeout(1000)
+        seen = {color: center_of(picture[:, left : left + width], color) for color in expected}
+        found = {color: None if at is None else at + (left, 0) for color, at in seen.items()}
+        off = [c for c, at in expected.items() if found[c] is None or np.linalg.norm(found[c] - at) >= CLOSE_PX]
+        if not off:
+            return
+        assert time.monotonic() < deadline, f"markers {off} of {expected} seen at {found}"
+        watched.page.wait_for_timeout(500)
 
 
 def _odd_frame() -> NDArray[np.float64]:
@@ -259,13 +274,19 @@ def _odd_frame() -> NDArray[np.float64]:
 
 
 def _markers(at: dict[tuple[int, int, int], NDArray[np.float64]], sigma: float) -> Splats:
-    """One round, opaque Gaussian for each colour, in scene coordinates."""
-    n = len(at)
-    colors = np.array([*at], np.float32)
+    """One round, opaque Gaussian for each colour, in scene coordinates, amid grey dust.
+
+    Without dust SuperSplat does not always show all of three Gaussians.
+    """
+    rng, places = np.random.default_rng(3), np.array([*at.values()], np.float64)
+    dust = places.mean(axis=0) + rng.uniform(-14, 14, (300, 3)) * sigma
+    n = len(at) + len(dust)
+    colors = np.concatenate([np.array([*at], np.float32), np.full((len(dust), 3), 0.3, np.float32)])
+    sizes = np.where(np.arange(n) < len(at), sigma, sigma / 30)
     return Splats(
-        means=np.array([*at.values()], np.float32),
+        means=np.concatenate([places, dust]).astype(np.float32),
         quats=np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1)),
-        scales=np.full((n, 3), math.log(sigma), np.float32),
+        scales=np.repeat(np.log(sizes)[:, None], 3, axis=1).astype(np.float32),
         opacities=np.full(n, 6.0, np.float32),
         sh0=((colors - 0.5) / 0.28209479177387814).reshape(n, 1, 3),
         shN=np.zeros((n, 0, 3), np.float32),
@@ -283,13 +304,13 @@ def _project(
     target: NDArray[np.float64],
     up: NDArray[np.float64],
     fov: float,
-    picture: NDArray[np.uint8],
+    size: tuple[int, int],
     horizontal: bool,
 ) -> NDArray[np.float64]:
     """(x, y) pixels of a pinhole camera; `fov` across the width or the height."""
     ahead = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(ahead, up) / np.linalg.norm(np.cross(ahead, up))
-    height, width = picture.shape[:2]
+    height, width = size
     focal = (width if horizontal else height) / 2 / math.tan(fov / 2)
     seen = point - eye
     depth = seen @ ahead

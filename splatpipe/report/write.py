@@ -136,7 +136,7 @@ class RunReport:
             "views": details.get("views") or [],
             "parts": [one | {"cleaned": sum(one["dropped"].values())} for one in details.get("parts") or []],
             "colors": _by_pair(details.get("colors") or []),
-            "sentences": [f"{name} is missing from the merged splat" for name in details.get("holes") or []],
+            "sentences": [_missing(name, details.get("parts") or []) for name in details.get("holes") or []],
             "coverage_picture": _as_data(picture) if picture.is_file() else None,
             "coverage_text": f"{covered.get('holes', 0)} of {covered.get('cells', 0)} covered cells",
             "seam_cost": self._seam_cost(),
@@ -197,6 +197,13 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _missing(hole: str, parts: list[dict[str, Any]]) -> str:
+    """That a patch is not in the merged splat, and who stands in for it."""
+    fills = [f"{words.number(one['filled'][hole])} of {one['patch_id']}" for one in parts if one["filled"].get(hole)]
+    end = f"its ground shows Gaussians of its neighbours only: {', '.join(fills)}" if fills else "its ground is a hole"
+    return f"{hole} is missing from the merged splat; {end}."
 
 
 def _by_pair(colors: list[dict[str, Any]]) -> list[dict[str, Any]]:
