@@ -260,6 +260,16 @@ def test_a_camera_that_sees_nothing_is_left_out_and_named() -> None:
     assert "view_0006.jpg" in result.findings[0].message
 
 
+def test_a_camera_with_its_tracks_behind_its_back_is_not_believed() -> None:
+    """An inverted pose: the tracks say that it sees the ground, but it would see no Gaussian."""
+    scene = synthetic_scene(24, 600, "aerial", seed=1)
+    viewmats = scene.viewmats.copy()
+    viewmats[5, :3] = np.diag([-1.0, 1, -1]) @ viewmats[5, :3]
+    result = split(replace(scene, viewmats=viewmats), PatchingSettings(max_cameras=10))
+    assert result.unused.tolist() == [5]
+    assert not any(5 in patch.camera_index for patch in result.patches)
+
+
 def test_a_scene_whose_cameras_all_look_away_is_refused() -> None:
     scene = synthetic_scene(3, 50)
     away = np.stack([look_at((0, 0, 5), (0, 0, 50))] * 3)

@@ -113,6 +113,14 @@ def test_cameras_on_a_rig_get_their_own_poses(tmp_path: Path) -> None:
     assert np.linalg.norm(ours.centers[0] - ours.centers[1]) == pytest.approx(0.3)
 
 
+def test_models_that_colmap_could_not_join_are_named(tmp_path: Path) -> None:
+    write_scene(tmp_path, synthetic_scene(8, 60))
+    write_scene(tmp_path, synthetic_scene(12, 90), model="sparse/1")
+    (found,) = read_scene(tmp_path).findings
+    assert (found.kind, found.severity) == ("other_models", "warning")
+    assert "also holds 1 (12 images); only 0 (8 images) is used; 1 is larger" in found.message
+
+
 def test_cameras_are_sorted_by_image_name_and_sub_folders_stay(tmp_path: Path) -> None:
     names = ["b/2.jpg", "a/1.jpg", "b/10.jpg", "a/deep/er/1.jpg"]
     written = write_scene(tmp_path, replace(synthetic_scene(4, 40), names=tuple(names)))

@@ -24,7 +24,7 @@ class Outliers:
 
 
 def find_outliers(scene: Scene, limit: float) -> Outliers:
-    """At most the share `limit` of the cameras and of the points; where more lie far off, none is taken.
+    """At most the share `limit` of cameras and of points, or one of each; where more lie far off, none is taken.
 
     More than that is no outlier but a part of the scene that stands apart, and is reported only.
     """
@@ -33,7 +33,7 @@ def find_outliers(scene: Scene, limit: float) -> Outliers:
     for what, positions in (("cameras", scene.centers), ("points", scene.points)):
         far = _far(positions) if limit > 0 else np.zeros(len(positions), bool)
         n = int(far.sum())
-        if n > limit * len(positions):
+        if n > max(limit * len(positions), 1):
             findings.append(_too_many(what, n, len(positions), limit))
             far = np.zeros(len(positions), bool)
         elif n:
@@ -52,7 +52,7 @@ def _far(positions: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def _left_out(what: str, n: int, total: int) -> Finding:
     message = (
-        f"{n:,} of {total:,} {what} lie more than {FAR:g} times the median distance away and are left out; "
+        f"{n:,} of {total:,} {what} at more than {FAR:g} times the median distance from the middle are left out; "
         "patching.outliers: 0 keeps them"
     )
     return Finding(f"outlier_{what}_left_out", "warning" if what == "cameras" else "note", message, {what: n})

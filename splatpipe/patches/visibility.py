@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.compiled import compiled
+from splatpipe.compiled import compiled, in_parts
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.tracks import by_camera
 
@@ -64,8 +64,11 @@ def _count(offsets, points, cameras, views):  # type: ignore[no-untyped-def]
 
 
 def visibility(scene: Scene) -> Visibility:
-    """Tracks, and for cameras with hardly any the points that project into their image (occlusion ignored)."""
-    offsets, points = by_camera(scene)
+    """Tracks, and for cameras with hardly any the points that project into their image (occlusion ignored).
+
+    What a camera observes behind its back is left out: poses can be wrong, and it would see no Gaussian there.
+    """
+    offsets, points = _in_front(scene, *by_camera(scene))
     poor = np.flatnonzero(np.diff(offsets) < POOR)
     if not len(poor):
         return Visibility(offsets, points)
@@ -74,6 +77,29 @@ def visibility(scene: Scene) -> Visibility:
         parts[camera] = np.union1d(parts[camera], projected).astype(np.int32)
     lengths = np.array([len(part) for part in parts])
     return Visibility(np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(parts))
+
+
+def _in_front(
+    scene: Scene, offsets: NDArray[np.int64], points: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    is_before = np.empty(len(points), np.bool_)
+    axes = np.ascontiguousarray(scene.viewmats[:, 2])
+
+    def look(first: int, last: int) -> None:
+        compiled(_look)(axes, scene.points, offsets, points, first, last, is_before)
+
+    in_parts(look, np.diff(offsets))
+    if is_before.all():
+        return offsets, points
+    return np.concatenate([[0], np.cumsum(is_before)])[offsets], points[is_before]
+
+
+def _look(axes, positions, offsets, points, first, last, is_before):  # type: ignore[no-untyped-def]
+    for camera in range(first, last):
+        a, b, c, d = axes[camera, 0], axes[camera, 1], axes[camera, 2], axes[camera, 3]
+        for t in range(offsets[camera], offsets[camera + 1]):
+            p = points[t]
+            is_before[t] = a * positions[p, 0] + b * positions[p, 1] + c * positions[p, 2] + d > 0
 
 
 def _projected(scene: Scene, cameras: NDArray[np.int64]) -> list[NDArray[np.int64]]:

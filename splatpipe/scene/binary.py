@@ -108,6 +108,12 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
     return cameras
 
 
+def count_images(path: Path) -> int:
+    """How many images the file announces."""
+    with _open(path) as cursor:
+        return cursor.count(73, "images")
+
+
 def read_images(path: Path) -> tuple[Any, ...]:
     """The image and observation columns of `Model`."""
     heads, names, starts, lengths = [], [], [], []

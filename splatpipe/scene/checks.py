@@ -75,8 +75,8 @@ def _facing_away(scene: Scene) -> Finding | None:
     if not len(away):
         return None
     message = (
-        f"{_plural(len(away), 'camera has', 'cameras have')} most of the points it observes behind it, "
-        f"first {scene.names[away[0]]}; the pose may be inverted"
+        f"{_plural(len(away), 'camera has', 'cameras have')} more of the observed points behind than before the lens, "
+        f"first {scene.names[away[0]]}; the pose may be inverted, and what is behind is not believed"
     )
     return Finding(
         "facing_away", "warning", message, {"cameras": len(away), "names": [scene.names[i] for i in away[:20]]}

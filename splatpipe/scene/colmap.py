@@ -15,7 +15,7 @@ from splatpipe.errors import SceneError
 from splatpipe.files import atomic_folder
 from splatpipe.scene import photographs
 from splatpipe.scene.arrays import Intrinsics, Scene, Similarity
-from splatpipe.scene.binary import read_binary
+from splatpipe.scene.binary import count_images, read_binary
 from splatpipe.scene.findings import Finding
 from splatpipe.scene.intrinsics import pinhole_matrix, rescaled
 from splatpipe.scene.masks import with_masks
@@ -58,6 +58,7 @@ def read_scene(
     if outside_links == "refuse":
         photographs.check_links(root, folder, model.names)
     model, findings = _drop_missing(model, folder, missing_images)
+    findings += _other_models(model_dir, len(model.names))
     scene, more = assemble(model, model_dir, folder)
     sizes = photographs.image_sizes(folder, scene.names)
     scale = photographs.common_scale(scene.names, sizes, scene.sizes)
@@ -90,6 +91,21 @@ def find_model(root: Path) -> Path:
         f"no COLMAP model in {root} (looked in {looked} for cameras, images and points3D, .bin or .txt); "
         "run COLMAP's mapper first or name another folder"
     )
+
+
+def _other_models(model_dir: Path, images: int) -> list[Finding]:
+    """COLMAP leaves several models, sparse/0, sparse/1 and so on, where it could not join all images."""
+    if not model_dir.name.isdigit():
+        return []
+    beside = sorted(p for p in model_dir.parent.iterdir() if p.name.isdigit() and p != model_dir)
+    counts = {p.name: count_images(p / "images.bin") for p in beside if _has_model(p, ".bin")}
+    if not counts:
+        return []
+    largest = max(counts, key=lambda name: counts[name])
+    larger = f"; {largest} is larger, name it as the scene's model if it is meant" if counts[largest] > images else ""
+    shown = ", ".join(f"{name} ({n} images)" for name, n in counts.items())
+    message = f"{model_dir.parent} also holds {shown}; only {model_dir.name} ({images} images) is used{larger}"
+    return [Finding("other_models", "warning" if larger else "note", message, {"images": counts})]
 
 
 def _has_model(folder: Path, suffix: str) -> bool:
