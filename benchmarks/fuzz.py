@@ -1,6 +1,6 @@
 """Damage small whole files in every way we can think of, and see that every reader says so in a sentence.
 
-    python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--jobs 1] [--only READER] [--keep FOLDER] [--json FILE]
+    python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--jobs 1] [--seconds S] [--only READER] [--keep FOLDER] [--json FILE]
 
 Readers are those of tests/fuzzing/readers.py. A case is good when the reader returns or raises a SplatpipeError.
 It is bad when it raises anything else, hangs for longer than --timeout, needs more than 2 GiB, or kills its process.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 import time
@@ -36,7 +37,7 @@ def keep(case: Case, seeds: Path, folder: Path, seed: int) -> None:
 def report(tally: Tally, seconds: float, path: Path | None) -> None:
     print(f"| {'reader':13} | {' | '.join(f'{kind:>8}' for kind in KINDS)} |")
     print(f"|---|{'--:|' * len(KINDS)}")
-    for name, counts in tally.counts.items():
+    for name, counts in sorted(tally.counts.items()):
         print(f"| {name:13} | {' | '.join(f'{counts[kind]:8}' for kind in KINDS)} |")
     total = sum(sum(counts.values()) for counts in tally.counts.values())
     print(f"{total} cases in {seconds:.0f} s, {len(tally.bad)} bad; largest resident memory {tally.peak_mb} MB")
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds that one case may take")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further case after this time")
     parser.add_argument("--only", choices=list(READERS), action="append")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
@@ -60,11 +62,14 @@ def main() -> int:
         seeds = Path(name) / "seeds"
         make_seeds(seeds, readers)
         cases = shares(given.cases, readers)
+        random.Random(given.seed).shuffle(cases)  # so that every reader has its share when time runs out
         how = {"seed": given.seed, "timeout_s": given.timeout, "jobs": given.jobs}
         for case in run_cases(cases, seeds, Path(name) / "work", **how):
             tally.add(case)
+            if time.monotonic() - began > given.seconds:
+                break
             if not case.good:
-                print(f"{case.reader} {case.index}: {case.kind}: {(case.error or '').strip().splitlines()[-1][:300]}")
+                print(f"{case.reader} {case.index}: {case.kind}: {(case.error or '').strip().splitlines()[-1][:300]}", flush=True)
                 if given.keep:
                     keep(case, seeds, given.keep, given.seed)
     report(tally, time.monotonic() - began, given.json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.errors import ConfigError
+from splatpipe.files import read_json
 from splatpipe.patches.region import Ring, distance_to_ring, in_ring
 
 TOLERANCE = 1e-6  # of the layout's longer side; edges closer than this are one edge
@@ -80,7 +80,7 @@ def straight_cuts(rings: Sequence[Ring]) -> Layout | None:
 
 def _load(name: str, origin: str) -> Any:
     try:
-        return json.loads(Path(name).read_text(encoding="utf-8"))
+        return read_json(Path(name))
     except OSError as error:
         raise ConfigError(f"{origin}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:

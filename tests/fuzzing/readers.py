@@ -24,7 +24,7 @@ from splatpipe.failures.classify import Evidence, classify, default_catalogue
 from splatpipe.files import write_json
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
-from splatpipe.patches.drawn import drawn_layout
+from splatpipe.patches.drawn import drawn_rings, straight_cuts
 from splatpipe.rebuild import open_ledger
 from splatpipe.runfolder import read_run
 from splatpipe.scene.undistort import undistort
@@ -177,7 +177,7 @@ def _cells(folder: Path) -> None:
 
 
 def _read_cells(folder: Path) -> None:
-    drawn_layout(str(folder / "cells.json"))
+    straight_cuts(drawn_rings(str(folder / "cells.json")))
 
 
 # ------------------------------------------------------------------ a run folder
