@@ -1,6 +1,7 @@
 """Damage small whole files in every way we can think of, and see that every reader says so in a sentence.
 
-    python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--jobs 1] [--seconds S] [--only READER] [--keep FOLDER] [--json FILE]
+    python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--jobs 1] [--seconds S] [--only READER]
+                              [--keep FOLDER] [--json FILE]
 
 Readers are those of tests/fuzzing/readers.py. A case is good when the reader returns or raises a SplatpipeError.
 It is bad when it raises anything else, hangs for longer than --timeout, needs more than 2 GiB, or kills its process.
@@ -69,7 +70,8 @@ def main() -> int:
             if time.monotonic() - began > given.seconds:
                 break
             if not case.good:
-                print(f"{case.reader} {case.index}: {case.kind}: {(case.error or '').strip().splitlines()[-1][:300]}", flush=True)
+                last = (case.error or "").strip().splitlines()[-1][:300]
+                print(f"{case.reader} {case.index}: {case.kind}: {last}", flush=True)
                 if given.keep:
                     keep(case, seeds, given.keep, given.seed)
     report(tally, time.monotonic() - began, given.json)
