@@ -14,10 +14,12 @@ from test_training import Events, data_of, never, scene, training  # noqa: F401 
 
 from splatpipe.health.sample import Sample, Series
 from splatpipe.health.settings import HealthSettings
+from splatpipe.health.told import ToldHealth
 from splatpipe.health.verdicts import RULES, Severity, judge
 from splatpipe.health.watch import HealthWatch
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.splatting.loop import TrainingData, TrainingFailure
+from splatpipe.trainers.lichtfeld_log import Expected, LogReader
 
 SETTINGS = HealthSettings()
 GROUPS = ("means", "scales", "quats", "opacities", "sh0", "sh1")
@@ -185,3 +187,28 @@ def test_units_that_were_not_normalised_are_noticed_at_the_first_sample(
         run.run(never)
     assert stopped.value.failure == "data_error"
     assert events.of("verdict")[0]["rule"] == "scene_scale" and events.of("verdict")[0]["step"] == 10
+
+
+def told_by_lichtfeld(losses: list[float], shares: list[float], settings: HealthSettings = SETTINGS) -> list[dict]:
+    """What follows from a log of LichtFeld Studio: a bar every 100 steps, a relocation line after it."""
+    log, health = LogReader(Expected(20, 1000, 1.0, 30_000)), ToldHealth(settings)
+    lines = []
+    for i, (loss, share) in enumerate(zip(losses, shares, strict=True), start=1):
+        lines.append(f"Training [##] {i}% [00:10<10:00] {100 * i}/30000 | Loss: {loss:.4f} | Splats: 1000 (+)")
+        lines.append(f"[12:00:00.000] [debug] mcmc.cpp:1  MCMC: Relocated {int(1000 * share)} dead Gaussians at "
+                     f"iteration {100 * i}")  # fmt: skip
+    return [told for line in lines for event in log.read(line) for told in health.add(event)]
+
+
+def test_the_log_of_lichtfeld_gives_the_same_verdicts_as_far_as_it_tells() -> None:
+    falling = [0.3 * 0.9**i + 0.05 for i in range(12)]
+    spiral = told_by_lichtfeld(falling, list(RELOCATED["died of 0.1"]))
+    assert [event.get("rule", event["event"]) for event in spiral] == ["relocation", "death_spiral", "error"]
+    assert spiral[-1]["class"] == "mcmc_collapse" and spiral[-1]["step"] <= 1200
+    rising = [*falling, 1.0, 1.1, 1.2, 1.3, 1.4]
+    diverged = told_by_lichtfeld(rising, [0.01] * len(rising))
+    assert [event.get("class") for event in diverged] == ["nan_divergence"] * 2
+    assert told_by_lichtfeld(falling, [0.01] * 12) == []
+    assert told_by_lichtfeld([*falling, 3.0, 0.06, 0.06], [0.01] * 15) == [], "one bad view is no divergence"
+    kept = told_by_lichtfeld(falling, list(RELOCATED["died of 0.1"]), HealthSettings(stop=False))
+    assert [event["event"] for event in kept] == ["verdict", "verdict"]

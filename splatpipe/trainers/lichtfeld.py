@@ -12,6 +12,7 @@ from typing import Any
 from splatpipe.errors import EnvironmentProblem
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import write_json
+from splatpipe.health.told import ToldHealth
 from splatpipe.splatting.images import training_size
 from splatpipe.splatting.ply import SplatFileError, antialiased_comment
 from splatpipe.trainers.base import CollectProblem, Command, TrainerInfo, TrainRequest
@@ -121,10 +122,15 @@ class LichtfeldRun:
         measured = facts(model)
         self._points = model.points
         self._log = LogReader(Expected(measured.images, measured.points, measured.scene_scale, config["iterations"]))
+        self._health = ToldHealth(request.health)
 
     def read_line(self, line: str) -> Sequence[Event]:
-        """The events of one line of output."""
-        return self._log.read(line)
+        """The events of one line of output, with the verdicts that follow from them."""
+        events = []
+        for event in self._log.read(line):
+            events += [event, *self._health.add(event)]
+        self._log.condemned = self._log.condemned or any(event["event"] == "error" for event in events)
+        return events
 
     def collect(self) -> Sequence[Event]:
         """Turn what LFS left into `splat.ply`; the last events of the attempt. CollectProblem if it is no result."""
