@@ -195,7 +195,7 @@ class Ledger:
         """Record that an attempt begins, or that an interrupted one goes on; its patch is `running`."""
         sql = """INSERT INTO attempts (patch, n, request, init_scaling, remedy, why, state, started)
             VALUES (?, ?, ?, ?, ?, ?, 'running', ?) ON CONFLICT (patch, n) DO UPDATE SET request = excluded.request,
-            state = 'running', spent = spent + coalesce(ended - started, 0), started = excluded.started,
+            state = 'running', spent = spent + max(coalesce(ended - started, 0), 0), started = excluded.started,
             ended = NULL, class = NULL, line = NULL, interruptions = interruptions + 1"""
         values = (request.patch_id, request.attempt, _json(request.to_json()), request.init_scaling, remedy, why)
         with self._db.write() as db:
@@ -340,11 +340,12 @@ class Ledger:
 
     def mark_interrupted(self, request: TrainRequest, line: str, step: int = 0) -> None:
         """Record that an unfinished attempt was cut off, so that it will be resumed."""
-        sql = """UPDATE attempts SET state = 'ended', class = ?, line = ?, ended = ?, step = max(step, ?)
-            WHERE patch = ? AND n = ? AND state = 'running'"""
+        sql = """UPDATE attempts SET state = 'ended', class = ?, line = ?, ended = max(started, min(?, ?)),
+            step = max(step, ?) WHERE patch = ? AND n = ? AND state = 'running'"""
         now = time.time()
         with self._db.write() as db:
-            db.execute(sql, (FailureClass.INTERRUPTED, line, now, step, request.patch_id, request.attempt))
+            times = now, _last_sign(request)
+            db.execute(sql, (FailureClass.INTERRUPTED, line, *times, step, request.patch_id, request.attempt))
             db.execute(
                 "UPDATE patches SET outcome = 'interrupted', reason = ?, updated = ? WHERE id = ? AND outcome = ?",
                 (line, now, request.patch_id, Outcome.RUNNING),
@@ -390,6 +391,15 @@ class Ledger:
             yield
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
             raise damaged(self.path, f"{type(error).__name__}: {error}") from error
+
+
+def _last_sign(request: TrainRequest) -> float:
+    """When an attempt wrote last: the time until somebody noticed that it was cut off is no training time."""
+    stamps = [0.0]
+    for path in (request.files.request, request.files.events, request.files.log, request.files.checkpoints):
+        with contextlib.suppress(OSError):
+            stamps.append(path.stat().st_mtime)
+    return max(stamps)
 
 
 def _json(value: Any) -> str:

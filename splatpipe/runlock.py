@@ -38,13 +38,13 @@ class Owner:
 
     pid: int
     host: str
-    started: float  # of the process: tells it from a later one with the same number
+    started: float  # of the process, in the kernel's ticks since boot: tells it from a later one with the same number
     since: str
 
     @classmethod
     def me(cls) -> Owner:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(os.getpid(), machine(), psutil.Process().create_time(), now)
+        return cls(os.getpid(), machine(), start_of(os.getpid()), now)
 
     @property
     def here(self) -> bool:
@@ -52,14 +52,23 @@ class Owner:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs on this machine; clocks that were set meanwhile shift creation times by a little."""
+        """Whether it runs on this machine."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 2.0
-        except psutil.Error:
+            return start_of(self.pid) == self.started
+        except (psutil.Error, OSError):
             return False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
+
+
+def start_of(pid: int) -> float:
+    """When a process began: a number that no clock that is set changes, where the kernel tells one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return float(stat.rpartition(")")[2].split()[19])
+    except (FileNotFoundError, IndexError):
+        return float(psutil.Process(pid).create_time())
 
 
 def machine() -> str:

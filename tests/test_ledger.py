@@ -264,3 +264,27 @@ def test_a_run_on_read_only_media_can_still_be_read(tmp_path: Path) -> None:
             assert [patch["id"] for patch in reader.status()["patches"]] == ["p000"]
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_the_time_until_a_killed_run_is_taken_up_again_is_no_training_time(tmp_path: Path) -> None:
+    request = make_request(tmp_path)
+    request.files.root.mkdir(parents=True)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.start_attempt(request)
+        began = time.time()
+        ledger._db._db.execute("UPDATE attempts SET started = ?", (began - 100_000,))
+        request.files.events.write_text("{}\n")
+        os.utime(request.files.events, (began - 99_950, began - 99_950))
+        ledger.mark_interrupted(request, "splatpipe was killed")
+        assert ledger.history("p007")[0].seconds == pytest.approx(50, abs=1)
+
+
+def test_a_clock_that_is_set_back_makes_no_attempt_shorter_than_nothing(tmp_path: Path) -> None:
+    request = make_request(tmp_path)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.start_attempt(request)
+        ledger._db._db.execute("UPDATE attempts SET started = started + 86400")  # and then the clock was set back
+        ledger.mark_interrupted(request, "splatpipe was killed")
+        ledger.start_attempt(request)
+        ledger.mark_interrupted(request, "splatpipe was killed")
+        assert 0 <= ledger.history("p007")[0].seconds < 60

@@ -216,10 +216,9 @@ def _survivors(attempt: Path, session: int, created: float) -> list[psutil.Proce
         try:
             if os.getsid(process.pid) != session or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.pid == session:
-                ours = abs(process.create_time() - created) < 0.05
-            else:
-                ours = process.environ().get(MARKER) == str(attempt.resolve())
+            same = process.pid == session and abs(process.create_time() - created) < 0.05
+            # A clock that was set since has moved the creation time, so the marker counts for the leader as well.
+            ours = same or process.environ().get(MARKER) == str(attempt.resolve())
         except (psutil.Error, OSError):
             continue
         if ours:

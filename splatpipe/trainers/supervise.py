@@ -49,7 +49,7 @@ def run_attempt(
     events are appended to. Failures of the attempt are returned, never raised; what `on_event` raises ends
     the child and is passed on.
     """
-    started = time.time()
+    started, begun = time.time(), time.monotonic()
     try:
         attendant = trainer.attend(request) if isinstance(trainer, AttendedTrainer) else None
         child = _start(trainer, request)
@@ -62,7 +62,7 @@ def run_attempt(
         watch.finish()
     watch.collect()
     watch.evaluate()
-    return judge(request, watch, started, time.time())
+    return judge(request, watch, started, started + time.monotonic() - begun)  # whatever becomes of the clock
 
 
 def end_orphan(attempt: AttemptLayout) -> bool:
