@@ -29,6 +29,8 @@ from splatpipe.splatting.images import load_mask
 from splatpipe.splatting.metrics import color_corrected, psnr, ssim, view_metrics
 from splatpipe.splatting.views import ViewLoader
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEPT = np.ones((48, 64), bool)
 KEPT[10:30, 5:40] = False
 

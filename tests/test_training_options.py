@@ -21,6 +21,8 @@ from splatpipe.splatting.raster import BLUR
 from splatpipe.splatting.settings import OPTIONS, TrainSettings
 from splatpipe.splatting.views import ViewLoader
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERYTHING = {
     "views_per_step": 2,
     "warmup_steps": 30,

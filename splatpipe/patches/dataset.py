@@ -38,7 +38,14 @@ class PatchData:
     sizes: NDArray[np.int32]  # (C, 2) width, height
     points: NDArray[np.float64]  # (P, 3)
     colors: NDArray[np.uint8]  # (P, 3)
+    track_offsets: NDArray[np.int64]  # (P + 1,) of each point's observations in the array below
+    track_cameras: NDArray[np.int32]  # (T,)
     masks: tuple[Path | None, ...] = ()  # of each image, None without one
+
+    def observed(self, cameras: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """For each of `cameras`, the points that it observes."""
+        points = np.repeat(np.arange(len(self.points)), np.diff(self.track_offsets))
+        return tuple(points[self.track_cameras == camera] for camera in cameras)
 
 
 def normalising_similarity(scene: Scene, patch: Patch) -> Similarity:
@@ -152,6 +159,8 @@ def read_dataset(folder: Path) -> PatchData:
         sizes=scene.sizes,
         points=scene.points,
         colors=scene.colors,
+        track_offsets=scene.track_offsets,
+        track_cameras=scene.track_cameras,
         masks=mask_paths(layout.masks if layout.masks.is_dir() else None, scene.names),
     )
 

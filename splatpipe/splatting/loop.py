@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from splatpipe.splatting import checkpoint as checkpoints
 from splatpipe.splatting.adam import Adam
-from splatpipe.splatting.clipping import GradientClip
+from splatpipe.splatting.extras import Extras, Look
 from splatpipe.splatting.guards import COLLAPSE_SHARE, EXPLOSION_SHARE, FLUNG_FACTOR, MAX_INTERSECTIONS
 from splatpipe.splatting.loss import photometric_loss
 from splatpipe.splatting.mcmc import refine
@@ -62,6 +62,7 @@ class TrainingData:
     views: Views
     points: NDArray[np.float64]
     colors: NDArray[np.uint8]
+    observed: tuple[NDArray[np.int64], ...] | None = None  # for each view the points it observes; for depth_weight
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class TrainingJob:
         settings = asdict(self.settings) | {"checkpoint_every": 0, "image_cache_gb": 0}
         settings = {k: v for k, v in settings.items() if k not in OPTIONS} | self.settings.options()
         facts = [settings, self.init_scaling, data.views.names, len(data.points)]
+        if self.settings.depth_weight and data.observed is not None:
+            facts.append([len(index) for index in data.observed])
         if any(data.views.masks):
             facts.append([mask is not None for mask in data.views.masks])
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -134,24 +137,27 @@ def render(
     sh_degree: int,
     background: torch.Tensor | None = None,
     antialiased: float | None = None,
+    moved: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
     """Image (H, W, 3), rasteriser's meta, and the activated scales and opacities it was made from.
 
     `background` (3,) is the colour behind the Gaussians, black when None; `antialiased` the blur in square pixels
-    that opacities make up for, None when they do not.
+    that opacities make up for, None when they do not; `moved` the means, quats and colours to be seen in the place
+    of the parameters' own (`poses.Poses.moved`).
     """
+    means, quats = moved[:2] if moved else (params["means"], params["quats"])
     scales, opacities = torch.exp(params["scales"]), torch.sigmoid(params["opacities"])
     images, _, meta = rasterization(
-        params["means"],
-        params["quats"],
+        means,
+        quats,
         scales,
         opacities,
-        (params["sh0"], params["shN"]),
+        moved[2] if moved else (params["sh0"], params["shN"]),
         view.viewmat,
         view.K,
         view.width,
         view.height,
-        sh_degree=sh_degree,
+        sh_degree=None if moved else sh_degree,
         backgrounds=None if background is None else background[None],
         eps2d=BLUR if antialiased is None else antialiased,
         rasterize_mode="classic" if antialiased is None else "antialiased",
@@ -169,9 +175,9 @@ class Training:
         self.key = job.key(data)
         self.step = 0
         self.health = Health()
-        self._clip = GradientClip(self.settings.clip_gradients)
         self._blind_in_a_row = 0
         self.scene_scale = scene_scale(data.views)
+        self.extras = Extras(self.settings, data.views, data.points, data.observed, self.scene_scale, self.device)
         center = np.median(data.points, axis=0)
         self._center = torch.tensor(center, dtype=torch.float32, device=self.device)
         self.radius = float(np.linalg.norm(data.points - center, axis=1).max()) or 1.0
@@ -219,10 +225,8 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
-        options = {"clip_gradients": self._clip.state_dict()} if self.settings.clip_gradients else {}
-        state = checkpoints.Checkpoint(
-            self.step, self.key, dict(self.params), self.optimizer.state_dict(), asdict(self.health), options
-        )
+        parts = dict(self.params), self.optimizer.state_dict(), asdict(self.health), self.extras.state_dict()
+        state = checkpoints.Checkpoint(self.step, self.key, *parts)
         path = checkpoints.save(self.job.checkpoints, state)
         self.report("checkpoint", step=self.step, path=path.name)
 
@@ -236,7 +240,7 @@ class Training:
         if found:
             self.step, self.health = found.step, Health(**found.health)
             self.params.update(found.params)
-            self._clip.load_state_dict(found.options.get("clip_gradients", {}))
+            self.extras.load_state_dict(found.options)
         self.optimizer = Adam(self.params, self._learning_rates(), _betas(self.settings.views_per_step))
         if found:
             self.optimizer.load_state_dict(found.adam)
@@ -244,9 +248,8 @@ class Training:
 
     def _learning_rates(self) -> dict[str, float]:
         s = self.settings
-        decay = s.means_lr_final ** (self.step / s.iterations)
         rates = {
-            "means": s.means_lr * self.scene_scale * decay,
+            "means": s.means_lr * self.scene_scale * self._decay(),
             "scales": s.scales_lr,
             "quats": s.quats_lr,
             "opacities": s.opacities_lr,
@@ -254,8 +257,14 @@ class Training:
             "shN": s.shN_lr,
         }
         # Gradients of several views average out noise, so that longer steps are safe: by the root, as gsplat does.
-        factor = math.sqrt(s.views_per_step) * min(1.0, (self.step + 1) / max(s.warmup_steps, 1))
+        factor = math.sqrt(s.views_per_step) * self._warm()
         return {name: rate * factor for name, rate in rates.items()}
+
+    def _decay(self) -> float:
+        return self.settings.means_lr_final ** (self.step / self.settings.iterations)
+
+    def _warm(self) -> float:
+        return min(1.0, (self.step + 1) / max(self.settings.warmup_steps, 1))
 
     def _cameras(self, step: int) -> list[int]:
         """Cameras of a step. They come in a new random order each epoch, a function of (seed, epoch) only."""
@@ -295,10 +304,11 @@ class Training:
         if seen is None:
             return None
         self.health.loss = sum(losses) / len(losses)
-        if s.clip_gradients:
-            for name in self._clip(self.params):
+        if self.extras.clip:
+            for name in self.extras.clip(self.params):
                 self.health.clipped[name] = self.health.clipped.get(name, 0) + 1
         with torch.no_grad():
+            self.extras.step(self._decay() * self._warm())
             self.optimizer.lrs.update(self._learning_rates())
             self.optimizer.step(seen.visible if s.visible_only else None, active={"shN": (degree + 1) ** 2 - 1})
             add_noise_(
@@ -315,14 +325,18 @@ class Training:
     def _backward(self, view: View, degree: int, place: int) -> tuple[float, Seen] | None:
         """Add the gradients of one view, the `place`-th of the step: its loss, and what it saw; None when blind."""
         s = self.settings
-        image, meta, scales, opacities = self._render(view, degree, self._background(place))
+        look = self.extras.look(self.params, view, degree)
+        image, meta, scales, opacities = self._render(view, degree, self._background(place), look)
         visible = (meta["radii"][0] > 0).all(-1)
         if not bool(visible.any()):
             self._skip_blind(view.name)
             return None
         self._blind_in_a_row = 0
+        image = self.extras.shown(image, view, look)
         loss = photometric_loss(image, view.image, s.ssim_lambda, view.mask)
         loss = loss + s.opacity_reg * opacities.mean() + s.scale_reg * scales.mean()
+        more = self.extras.cost(look, view, self.params, scales, opacities)
+        loss = loss if more is None else loss + more
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingFailure("nan_divergence", f"the loss is {value} (camera {view.name})", self.step)
@@ -337,11 +351,11 @@ class Training:
         return torch.tensor(rng.random(3), dtype=torch.float32, device=self.device)
 
     def _render(
-        self, view: View, degree: int, background: torch.Tensor | None
+        self, view: View, degree: int, background: torch.Tensor | None, look: Look
     ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
         try:
-            blur = BLUR if self.settings.antialiased else None
-            rendered = render(self.params, view, sh_degree=degree, background=background, antialiased=blur)
+            options = {"background": background, "antialiased": self.extras.blur, "moved": look.moved}
+            rendered = render(self.params, view, sh_degree=degree, **options)  # type: ignore[arg-type]
         except MemoryError as error:
             raise TrainingFailure("oom_raster", f"camera {view.name}: {error}", self.step) from error
         count = rendered[1]["n_isects"]

@@ -46,6 +46,9 @@ class TrainSettings:
     warmup_steps: Annotated[int, Ge(0)] = 0  # in which all learning rates rise linearly
     clip_gradients: Annotated[float, Ge(0)] = 0.0  # times a parameter group's running mean gradient norm; 0: no limit
     antialiased: bool = False  # opacity makes up for the blur of small Gaussians, as in Mip-Splatting
+    pose_lr: Annotated[float, Ge(0)] = 0.0  # of camera poses, falling as means_lr does; 0: poses stay as they are
+    depth_weight: Annotated[float, Ge(0)] = 0.0  # of the depths of observed points in the loss
+    bilateral_lr: Annotated[float, Ge(0)] = 0.0  # of a grid of colour transforms for each photograph; 0: none
     random_background: bool = False  # a new colour behind the Gaussians in every step
     checkpoint_every: Annotated[int, Ge(1)] = 1_000
     image_cache_gb: Annotated[float, Ge(0)] = 0.0  # decoded photographs kept in memory; 0: half of what is free
@@ -69,4 +72,7 @@ STEPS = (
     *("warmup_steps", "checkpoint_every"),
 )
 # What a training can do beyond gsplat's preset, each off by default. See docs/training.md.
-OPTIONS = ("views_per_step", "warmup_steps", "clip_gradients", "antialiased", "random_background")
+OPTIONS = (
+    *("views_per_step", "warmup_steps", "clip_gradients", "antialiased", "random_background"),
+    *("pose_lr", "depth_weight", "bilateral_lr"),
+)

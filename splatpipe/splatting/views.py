@@ -75,6 +75,7 @@ class View:
     width: int
     height: int
     mask: torch.Tensor | None = None
+    index: int = 0  # among the loader's views
 
 
 class ViewLoader:
@@ -106,7 +107,7 @@ class ViewLoader:
         height, width = pixels.shape[:2]
         one = slice(index, index + 1)
         part = None if mask is None else torch.from_numpy(mask).to(self._device)
-        return View(self.views.names[index], self._viewmats[one], self._Ks[one], image, width, height, part)
+        return View(self.views.names[index], self._viewmats[one], self._Ks[one], image, width, height, part, index)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -15,7 +15,7 @@ from splatpipe.health.watch import HealthWatch
 from splatpipe.patches.dataset import read_dataset
 from splatpipe.splatting import raster
 from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
-from splatpipe.splatting.metrics import psnr, ssim
+from splatpipe.splatting.metrics import color_corrected, psnr, ssim
 from splatpipe.splatting.model import Params, to_splats
 from splatpipe.splatting.ply import antialiased_comment, transform, write_splats
 from splatpipe.splatting.views import ViewLoader, Views
@@ -56,6 +56,7 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
     )
     watch = _watch(training, request, report)
     params = training.run(should_stop)
+    _report_poses(training, report)
     if len(holdout):
         evaluate(params, holdout, request, training.device, report)
     written = _write_splat(params, request)
@@ -72,6 +73,14 @@ def _resumed_attempt(training: Training, request: TrainRequest) -> int | None:
     """The earlier attempt that this one goes on from; None when it begins anew or goes on with itself."""
     folders = {files.checkpoints: int(files.root.name) for files in request.continued}
     return folders.get(training.resumed_folder) if training.resumed_folder else None
+
+
+def _report_poses(training: Training, report: Report) -> None:
+    """By how much each camera was corrected, where the settings ask for it."""
+    if training.extras.poses is not None:
+        cameras = training.extras.poses.report(training.data.views.names)
+        typical = {key: float(np.median([camera[key] for camera in cameras])) for key in ("degrees", "shift")}
+        report("poses", step=training.step, **typical, cameras=cameras)
 
 
 def _watch(training: Training, request: TrainRequest, report: Report) -> HealthWatch | None:
@@ -98,7 +107,8 @@ def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
     views = Views(patch.names, patch.image_paths, patch.viewmats, patch.Ks, patch.sizes, patch.masks)
     used = np.array([i for i, name in enumerate(views.names) if name not in set(request.skip_cameras)], np.int64)
     size = request.settings.downscale, request.settings.max_width
-    data = TrainingData(views.take(used).resized(*size), patch.points, patch.colors)
+    observed = patch.observed(used) if request.settings.depth_weight else None
+    data = TrainingData(views.take(used).resized(*size), patch.points, patch.colors, observed)
     return data, load_holdout(request) if (request.patch.holdout / "sparse" / "0").is_dir() else views.take(used[:0])
 
 
@@ -134,10 +144,13 @@ def evaluate(params: Params, holdout: Views, request: TrainRequest, device: torc
             photograph = view.image.cpu().numpy()
             of = image, photograph, None if view.mask is None else view.mask.cpu().numpy()
             row = {"image": name, "psnr": round(psnr(*of), 4), "ssim": round(ssim(*of), 5)}
+            if request.settings.bilateral_lr:
+                corrected = color_corrected(*of)
+                row |= {"cc_psnr": round(psnr(corrected, *of[1:]), 4), "cc_ssim": round(ssim(corrected, *of[1:]), 5)}
             rows.append(row)
             report("evaluated", **row)  # a sign of life: many large views take longer than the silence limit
     loader.close()
-    means = {key: round(float(np.mean([row[key] for row in rows])), 4) for key in ("psnr", "ssim")}
+    means = {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0] if key != "image"}
     report("eval", **means, views=rows)
 
 

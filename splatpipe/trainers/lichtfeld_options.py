@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable
 WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "antialiased": (("enable-mip", ""), ("antialiasing", "")),
     "random_background": (("bg-mode", "random"),),
+    "pose_lr": (("pose-opt", "direct"),),  # with LFS's own rate
+    "bilateral_lr": (("bilateral-grid", ""),),
     "masks": (("mask-mode", "ignore"),),  # of the data set, not of TrainSettings
 }
 
