@@ -230,9 +230,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Value]:
     return facts
 
 
-def measure(
-    means: NDArray[Any], scales: NDArray[Any], opacities: NDArray[Any], sh0: NDArray[Any]
-) -> dict[str, Value]:
+def measure(means: NDArray[Any], scales: NDArray[Any], opacities: NDArray[Any], sh0: NDArray[Any]) -> dict[str, Value]:
     """Of (N, 3) positions, (N, 3) log scales, (N,) opacity logits and (N, 3) colours."""
     finite = np.isfinite(means).all(1) & np.isfinite(scales).all(1) & np.isfinite(opacities)
     facts: dict[str, Value] = {"values not finite": int((~finite).sum())}
