@@ -54,9 +54,16 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is on disk when the block ends, and never happened when it raises."""
-        with self._told(), self._lock, self._transaction("BEGIN IMMEDIATE"):
-            yield self._db
+        """A transaction that is on disk when the block ends, and never happened when it raises.
+
+        Inside another one of the same thread it is a part of that.
+        """
+        with self._told(), self._lock:
+            if self._db.in_transaction:
+                yield self._db
+                return
+            with self._transaction("BEGIN IMMEDIATE"):
+                yield self._db
 
     @contextlib.contextmanager
     def moment(self) -> Iterator[Read]:

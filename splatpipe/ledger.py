@@ -146,6 +146,12 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is recorded in the block is on disk when it ends, all of it or nothing: one wait for the disk."""
+        with self._db.write():
+            yield
+
     def start_run(
         self, name: str, settings_hash: str, settings: Any = None, versions: Any = None, command: str = ""
     ) -> int:
@@ -319,12 +325,13 @@ class Ledger:
         with self._decoding():
             return [_attempt(row) for row in self._db.read(sql, patch_id)]
 
-    def trials(self) -> list[TrialRecord]:
-        """Every attempt of every patch that came to an end by itself, superseded ones too, oldest first."""
-        sql = """SELECT patch, request, init_scaling, class, ended FROM attempts
-            WHERE state = 'ended' AND class IS NOT ? ORDER BY patch, n"""
+    def trials(self, patch_id: str | None = None) -> list[TrialRecord]:
+        """Every attempt that came to an end by itself, superseded ones too, oldest first; of one patch or of all."""
+        sql = f"""SELECT patch, request, init_scaling, class, ended FROM attempts
+            WHERE state = 'ended' AND class IS NOT ? {"AND patch = ?" if patch_id else ""} ORDER BY patch, n"""
+        values = (FailureClass.INTERRUPTED.value, *([patch_id] if patch_id else []))
         with self._decoding():
-            return [_trial(row) for row in self._db.read(sql, FailureClass.INTERRUPTED.value)]
+            return [_trial(row) for row in self._db.read(sql, *values)]
 
     def next_number(self, patch_id: str) -> int:
         """The number of a patch's next attempt, superseded ones counted."""
@@ -360,6 +367,7 @@ class Ledger:
             merged = read("SELECT * FROM merged")
             probes = read("SELECT * FROM probes ORDER BY patch, rowid")
             last = runs[-1] if runs else None
+            tried, probed = _by_patch(attempts), _by_patch(probes)
             return {
                 "run": last["name"] if last else self.path.parent.name,
                 "settings_hash": last["settings_hash"] if last else None,
@@ -367,8 +375,7 @@ class Ledger:
                 "ended": last["ended"] if last else None,
                 "exit_code": last["exit_code"] if last else None,
                 "patches": [
-                    _patch_status(row, *([one for one in of if one["patch"] == row["id"]] for of in (attempts, probes)))
-                    for row in patches
+                    _patch_status(row, tried.get(row["id"], []), probed.get(row["id"], [])) for row in patches
                 ],
                 "merged": _merged_status(merged[0] if merged else None),
             }
@@ -476,6 +483,13 @@ def _patch_status(row: sqlite3.Row, attempts: list[sqlite3.Row], probes: list[sq
         "probes": [_probe_status(probe) for probe in probes],
         "attempts": [_attempt_status(attempt) for attempt in attempts],
     }
+
+
+def _by_patch(rows: list[sqlite3.Row]) -> dict[str, list[sqlite3.Row]]:
+    found: dict[str, list[sqlite3.Row]] = {}
+    for row in rows:
+        found.setdefault(row["patch"], []).append(row)
+    return found
 
 
 def _seconds(attempt: sqlite3.Row) -> float | None:

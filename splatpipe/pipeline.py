@@ -264,18 +264,19 @@ def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[P
                 library_versions(),
                 " ".join(sys.argv),
             )
-            for planned in plan.patches:
-                row = planned.to_json()
-                ledger.put_patch(
-                    planned.id,
-                    cameras=row["cameras"],
-                    points=row["points"],
-                    extent=row["extent"],
-                    init_scaling=row["init_scaling"],
-                    statistics=row["stats"],
-                    preflight=row["preflight"],
-                    choice=planned.rung.to_json() | {"size": planned.size.to_json()},
-                )
+            with ledger.together():
+                for planned in plan.patches:
+                    row = planned.to_json()
+                    ledger.put_patch(
+                        planned.id,
+                        cameras=row["cameras"],
+                        points=row["points"],
+                        extent=row["extent"],
+                        init_scaling=row["init_scaling"],
+                        statistics=row["stats"],
+                        preflight=row["preflight"],
+                        choice=planned.rung.to_json() | {"size": planned.size.to_json()},
+                    )
             _say(_summary(plan, layout))
             exit_code = 1  # unless we learn better, a bug of ours
             try:

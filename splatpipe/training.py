@@ -148,12 +148,14 @@ class TrainingStage:
             if not self.stop.is_set() or attempt.failure is not FailureClass.INTERRUPTED:
                 self.prober.ended(probe, attempt)
             return None
-        self.ledger.end_attempt(attempt)
-        if attempt.failure is None:
-            return self._trained(attempt)
+        with self.ledger.together():
+            self.ledger.end_attempt(attempt)
+            result = self._trained(attempt) if attempt.failure is None else None
+        if self.memory:
+            self.memory.learn(attempt.request.patch_id)
         if attempt.health.get("ended_by") == "lost":
             self.progress.say(f"{attempt.request.patch_id}: {attempt.line}; it goes on elsewhere")
-        return None
+        return result
 
     def _canary(self, patches: Sequence[PlannedPatch]) -> PlannedPatch | None:
         """The patch that is trained before any other, unless it is trained already."""

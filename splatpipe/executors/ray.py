@@ -103,8 +103,12 @@ class RayExecutor:
         """A lost machine costs the steps since the last checkpoint; what the task raised is raised here."""
         exceptions = self._ray.exceptions
         if isinstance(error, exceptions.RayTaskError):
-            cause = error.cause
-            raise cause if isinstance(cause, SplatpipeError) else error
+            if "No module named" in str(error):
+                raise EnvironmentProblem(
+                    f"a worker of the Ray cluster cannot load what it needs ({_last_line(error)}): install the same "
+                    "splatpipe on every node"
+                )
+            raise error.cause if isinstance(error.cause, SplatpipeError) else error
         gone = {
             exceptions.OutOfMemoryError: "Ray ended the attempt on {}, which was running out of memory",
             exceptions.WorkerCrashedError: "the worker process on {} died",
@@ -112,6 +116,10 @@ class RayExecutor:
         }
         sentence = next((text for kind, text in gone.items() if isinstance(error, kind)), "{} was lost")
         return lost(self._work, request, started, lambda place: sentence.format(place))
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _task(work: Work, request: TrainRequest) -> Attempt:
