@@ -71,6 +71,8 @@ class SilentProgress:
 
     def finished(self, patch_id: str) -> None: ...
 
+    def weigh(self, costs: Any) -> None: ...
+
 
 def trained(request: TrainRequest, started: float, ended: float) -> Attempt:
     return Attempt(request, started, ended, 0, None, None, request.settings.iterations, 1, 0, 0, request.files.splat)

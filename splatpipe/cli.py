@@ -65,6 +65,9 @@ Retrain = Annotated[str | None, typer.Option("--retrain", help="Train these patc
 NoHistory = Annotated[
     bool, typer.Option("--no-history", help="Choose first rungs without what similar patches went through.")
 ]
+ExecutorKind = Annotated[
+    str | None, typer.Option("--executor", help="Where patches are trained: local, ray or slurm (docs/cluster.md).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -94,13 +97,35 @@ def run(
     images: Images = None,
     retrain: Retrain = None,
     no_history: NoHistory = False,
+    executor: ExecutorKind = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="For batch systems: one line a minute and no bar, wherever stderr goes.")
+    ] = False,
 ) -> None:
     """Split SCENE, train every patch, merge. Run again to continue: what is trained is not trained again."""
     from splatpipe import pipeline
 
-    settings = [*(overrides or []), *(["retry.history=false"] if no_history else [])]
-    with pipeline.placed(scene, out, config, settings, images, retrain) as options, _stopping():
+    settings = [*(overrides or []), *(["retry.history=false"] if no_history else []), *_executor(executor)]
+    with pipeline.placed(scene, out, config, settings, images, retrain, batch) as options, _stopping():
         _leave(pipeline.run(options, stop=_stop))
+
+
+@app.command("slurm-script")
+def slurm_script(
+    scene: Scene,
+    overrides: Overrides = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the node; 0 trains on the CPU.")] = 1,
+    chain: Annotated[
+        int, typer.Option("--chain", min=1, help="Jobs in a row, each going on where the one before was cut off.")
+    ] = 1,
+) -> None:
+    """Print a script for sbatch that runs SCENE on one node and survives time limits and preemption."""
+    from splatpipe import pipeline
+    from splatpipe.executors.sbatch import NodeShare
+
+    print(pipeline.slurm_script(scene, out, config, overrides or [], NodeShare(gpus, chain)), end="")
 
 
 @app.command()
@@ -156,12 +181,13 @@ def compare(
 
 
 @app.command()
-def train(run_folder: Run, retrain: Retrain = None) -> None:
+def train(run_folder: Run, retrain: Retrain = None, executor: ExecutorKind = None) -> None:
     """Train the patches of a run folder that are not trained yet, without merging."""
     from splatpipe import pipeline
 
     with _stopping():
-        _leave(pipeline.run(pipeline.RunOptions.of_run(run_folder, retrain), stop=_stop, merge=False))
+        options = pipeline.RunOptions.of_run(run_folder, retrain, executor)
+        _leave(pipeline.run(options, stop=_stop, merge=False))
 
 
 @app.command()
@@ -333,6 +359,10 @@ def _print(facts: Any, table: Any, as_json: bool) -> None:
         return
     terminal = sys.stdout.isatty()
     Console(width=None if terminal else 160, highlight=False).print(table(facts))
+
+
+def _executor(kind: str | None) -> list[str]:
+    return [f"executor.kind={kind}"] if kind else []
 
 
 def _leave(exit_code: int) -> None:

@@ -73,6 +73,11 @@ class AttemptLayout:
         return self.root / "stop"
 
     @property
+    def job(self) -> Path:
+        """The job of a batch system that makes the attempt, while it does."""
+        return self.root / "job.json"
+
+    @property
     def outcome(self) -> Path:
         """How the attempt went, from a worker that cannot answer otherwise."""
         return self.root / "outcome.json"
@@ -201,6 +206,11 @@ class RunLayout:
     def probe(self, patch_id: str, n: int) -> AttemptLayout:
         """A short training that helps to decide the first rung."""
         return AttemptLayout(self.root / "probes" / patch_id / f"{n:02d}")
+
+    @property
+    def slurm(self) -> Path:
+        """submitit's scripts, pickles and logs."""
+        return self.root / "slurm"
 
     @property
     def attempts(self) -> Path:

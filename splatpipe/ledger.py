@@ -215,12 +215,13 @@ class Ledger:
         """Record how an attempt went; its patch keeps its outcome until `set_outcome`."""
         outside = attempt.failure is FailureClass.INTERRUPTED and attempt.health.get("ended_by") != "stop"
         sql = """UPDATE attempts SET stalled = CASE WHEN ? AND ? <= step THEN stalled + 1 ELSE 0 END,
-            state = 'ended', class = ?, line = ?, exit_status = ?, ended = ?, step = ?,
+            state = 'ended', class = ?, line = ?, exit_status = ?, started = ?, ended = ?, step = ?,
             gaussians = ?, peak_rss = max(peak_rss, ?), peak_vram = max(peak_vram, ?), splat = ?, health = ?,
             warnings = ? WHERE patch = ? AND n = ?"""
         values = (
             *(outside, attempt.last_step),
-            *(attempt.failure, attempt.line, attempt.exit_status, attempt.ended, attempt.last_step, attempt.gaussians),
+            *(attempt.failure, attempt.line, attempt.exit_status),
+            *(attempt.started, attempt.ended, attempt.last_step, attempt.gaussians),  # a job may have queued for long
             *(attempt.peak_rss_bytes, attempt.peak_vram_bytes, str(attempt.splat) if attempt.splat else None),
             *(_json(attempt.health), _json(list(attempt.warnings)), attempt.request.patch_id, attempt.request.attempt),
         )

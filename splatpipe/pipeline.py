@@ -9,6 +9,7 @@ import contextlib
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from splatpipe.crew import Crew, choose_crew
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SplatpipeError
 from splatpipe.executors.base import Executor, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
+from splatpipe.executors.sbatch import NodeShare, sbatch_script
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
+from splatpipe.policy.costs import seconds_left
 from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger
 from splatpipe.report.live import LiveReport
@@ -52,6 +55,7 @@ class RunOptions:
     config: Config
     profile_folders: tuple[Path, ...]  # where lfs_configs/ is looked for
     retrain: frozenset[str] = frozenset()
+    batch: bool = False  # lines instead of a bar, wherever stderr goes
 
     @classmethod
     def resolve(
@@ -62,6 +66,7 @@ class RunOptions:
         overrides: Sequence[str],
         images: str | None,
         retrain: str | None,
+        batch: bool = False,
     ) -> RunOptions:
         """From a command line. Raises `ConfigError`."""
         scene = scene.expanduser().resolve()
@@ -69,13 +74,18 @@ class RunOptions:
         config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])])
         layout = RunLayout((out or scene / "splatpipe" / "default").expanduser().resolve())
         folders = tuple(dict.fromkeys([path.resolve().parent if path else Path.cwd(), scene, Path.cwd(), SOURCE]))
-        return cls(scene, layout, config, folders, _ids(retrain))
+        return cls(scene, layout, config, folders, _ids(retrain), batch)
 
     @classmethod
-    def of_run(cls, run_folder: Path, retrain: str | None) -> RunOptions:
-        """From a run folder. Raises `RunFolderError`, `ConfigError`."""
+    def of_run(cls, run_folder: Path, retrain: str | None, executor: str | None = None) -> RunOptions:
+        """From a run folder, to be trained by another kind of `executor` if one is given.
+
+        Raises `RunFolderError`, `ConfigError`.
+        """
         layout = RunLayout(run_folder.expanduser().resolve())
         run = read_run(layout)
+        if executor:
+            run["settings"].setdefault("executor", {})["kind"] = executor
         config = config_from_dict(run["settings"], str(layout.run_yml))
         return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), SOURCE), _ids(retrain))
 
@@ -88,6 +98,7 @@ def placed(
     overrides: Sequence[str],
     images: str | None,
     retrain: str | None,
+    batch: bool = False,
 ) -> Iterator[RunOptions]:
     """The options of a run whose scene and run folder are paths or addresses (s3://...), with local copies of these.
 
@@ -98,7 +109,7 @@ def placed(
     remote = any(parse_address(name) for name in (scene, out) if name)
     settings = load_config(config_file or find_config(None), overrides).storage if remote else StorageSettings()
     with local_places(scene, out, settings, _say) as places:
-        yield RunOptions.resolve(places.scene, places.out, config_file, overrides, images, retrain)
+        yield RunOptions.resolve(places.scene, places.out, config_file, overrides, images, retrain, batch)
 
 
 SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
@@ -139,6 +150,25 @@ def run(
             _merge(plan, options, ledger, evaluation_device(config), fresh=bool(waiting))
         _tell_failures(outcomes, ledger)
         return _exit_code(outcomes)
+
+
+def slurm_script(
+    scene: str, out: str | None, config_file: Path | None, overrides: Sequence[str], nodes: NodeShare
+) -> str:
+    """A batch script for sbatch that makes this run on one node; scene and run folder are paths or addresses."""
+    here = None if parse_address(scene) else Path(scene).expanduser().resolve()
+    found = config_file or find_config(here)
+    config = load_config(found, overrides)
+    places = [_everywhere(scene), *(["--out", _everywhere(out)] if out else [])]
+    settings = ["--config", str(found.resolve())] if found else []
+    command = [sys.executable, "-m", "splatpipe.cli", "run", "--batch", *places, *settings, *overrides]
+    name = (here or Path(scene)).name
+    return sbatch_script(command, name, config.executor, nodes, config.limits.grace_s)
+
+
+def _everywhere(place: str) -> str:
+    """A path that holds in any working folder; addresses do anyway."""
+    return place if parse_address(place) else str(Path(place).expanduser().resolve())
 
 
 def merge(options: RunOptions, only: str | None = None) -> int:
@@ -228,7 +258,8 @@ def status(run_folder: Path) -> dict[str, Any]:
     if not layout.ledger.is_file():
         raise RunFolderError(f"{layout.root} has no ledger yet; it was not split (splatpipe run continues it)")
     with Ledger(layout.ledger, read_only=True) as ledger:
-        return ledger.status()
+        found = ledger.status()
+    return found | {"seconds_left": seconds_left(found, time.time()) if found["ended"] is None else None}
 
 
 # ------------------------------------------------------------------ stages
@@ -301,17 +332,20 @@ def _reported(layout: RunLayout) -> Iterator[None]:
 def _train(
     waiting: Sequence[PlannedPatch], options: RunOptions, ledger: Ledger, crew: Crew, stop: threading.Event
 ) -> None:
-    progress = RunProgress({planned.id: planned.settings.iterations for planned in waiting})
+    progress = RunProgress({planned.id: planned.settings.iterations for planned in waiting}, options.batch)
     try:
-        with _executor(waiting, options.config, crew, stop) as executor:
+        with _executor(waiting, options, crew, stop) as executor:
             TrainingStage(options.layout, ledger, options.config, crew, progress, executor, stop).run(waiting)
     finally:
         progress.close()
 
 
 @contextlib.contextmanager
-def _executor(waiting: Sequence[PlannedPatch], config: Config, crew: Crew, stop: threading.Event) -> Iterator[Executor]:
+def _executor(
+    waiting: Sequence[PlannedPatch], options: RunOptions, crew: Crew, stop: threading.Event
+) -> Iterator[Executor]:
     """Where `waiting` trains, ready to begin."""
+    config = options.config
     work, demand = Work(crew.all, config.failures.catalogue()), _demand(config, waiting)
     executor: Executor
     if config.executor.kind == "local":
@@ -320,7 +354,7 @@ def _executor(waiting: Sequence[PlannedPatch], config: Config, crew: Crew, stop:
             crew.first.prepare(slots[0].device, _say, stop)
         executor = local_executor(config.executor, slots, work, stop)
     else:
-        executor = remote_executor(config.executor, demand, work, stop)
+        executor = remote_executor(config.executor, demand, work, stop, options.layout.slurm)
     try:
         yield executor
     finally:
@@ -329,7 +363,8 @@ def _executor(waiting: Sequence[PlannedPatch], config: Config, crew: Crew, stop:
 
 def _demand(config: Config, waiting: Sequence[PlannedPatch] = ()) -> Demand:
     given = config.training
-    return Demand(given.device, given.threads, max((host_bytes(p.stats, p.settings) for p in waiting), default=0))
+    memory = max((host_bytes(planned.stats, planned.settings) for planned in waiting), default=0)
+    return Demand(given.device, given.threads, memory, config.limits.grace_s)
 
 
 def _merge(plan: Plan, options: RunOptions, ledger: Ledger, device: str, *, fresh: bool) -> None:

@@ -44,6 +44,8 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
         )
     parts: list[RenderableType] = [f"run {escape(str(status['run']))}, settings {status['settings_hash']}", table]
     parts += [f"{escape(p['id'])}: {escape(p['reason'])}" for p in status["patches"] if p.get("reason")]
+    if status.get("seconds_left") is not None:
+        parts += [f"about {duration(status['seconds_left'])} left, if nothing fails"]
     parts += [_merged_line(status["merged"])]
     return Group(*parts)
 

@@ -14,6 +14,7 @@ from splatpipe.crew import Crew
 from splatpipe.errors import SplatpipeError
 from splatpipe.executors.base import Executor, Need, Slot
 from splatpipe.executors.scheduler import Rank, Scheduler, Start
+from splatpipe.executors.slurm import end_recorded_job
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger, Outcome
@@ -78,6 +79,7 @@ class TrainingStage:
         scheduler, canary = Scheduler[PlannedPatch](self.executor, self.stop), self._canary(patches)
         for planned in patches:
             scheduler.add(planned, Rank.CANARY if planned is canary else Rank.NEW, *self._weight(planned))
+        self.progress.weigh({planned.id: self._cost(planned) for planned in patches})
         begun: dict[str, PlannedPatch] = {}
         results: dict[str, PatchResult] = {}
         bugs: list[BaseException] = []
@@ -110,6 +112,7 @@ class TrainingStage:
             results[planned.id] = result
             if self._learn(planned, finished.attempt):
                 scheduler.revalue(self._cost)
+                self.progress.weigh({planned.id: self._cost(planned) for planned in patches})
         for patch_id in begun.keys() - results.keys() if self.stop.is_set() else ():
             record = self.ledger.patch(patch_id)
             if record is None or record.outcome is not Outcome.FAILED:
@@ -153,8 +156,8 @@ class TrainingStage:
             result = self._trained(attempt) if attempt.failure is None else None
         if self.memory:
             self.memory.learn(attempt.request.patch_id)
-        if attempt.health.get("ended_by") == "lost":
-            self.progress.say(f"{attempt.request.patch_id}: {attempt.line}; it goes on elsewhere")
+        if attempt.failure is FailureClass.INTERRUPTED and not self.stop.is_set():
+            self.progress.say(f"{attempt.request.patch_id}: {attempt.line}; it goes on from its last checkpoint")
         return result
 
     def _canary(self, patches: Sequence[PlannedPatch]) -> PlannedPatch | None:
@@ -239,7 +242,7 @@ def settle(ledger: Ledger, crew: Crew) -> list[str]:
     """
     sentences = []
     for request in ledger.unfinished():
-        ended = end_orphan(request.files)
+        ended = end_orphan(request.files) or end_recorded_job(request.files)
         attempt = recover(crew.first, request)
         if attempt is not None:
             ledger.end_attempt(attempt)

@@ -108,4 +108,4 @@ def test_a_node_that_is_lost_in_the_middle_of_a_patch_costs_no_patch_and_is_told
     assert {row["outcome"] for row in rows} <= {"trained", "trained_with_warnings"}
     assert [attempt["n"] for row in rows for attempt in row["attempts"]] == [1] * len(rows)
     assert sum(attempt["interruptions"] for row in rows for attempt in row["attempts"]) >= 1
-    assert f"{killed[0]} was lost; it goes on elsewhere" in capsys.readouterr().err
+    assert f"{killed[0]} was lost; it goes on from its last checkpoint" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 from splatpipe.errors import EnvironmentProblem
 from splatpipe.executors.base import Executor, Slot, Work
@@ -22,6 +23,7 @@ class Demand:
     device: str  # training.device
     threads: int  # training.threads
     memory: int  # bytes of main memory, on the CPU
+    grace_s: float  # limits.grace_s
 
 
 def local_slots(settings: ExecutorSettings, demand: Demand, info: TrainerInfo) -> list[Slot]:
@@ -43,8 +45,14 @@ def local_executor(settings: ExecutorSettings, slots: list[Slot], work: Work, st
     return LocalExecutor(slots, work, stop, GpuGate(look_at) if shared else None)
 
 
-def remote_executor(settings: ExecutorSettings, demand: Demand, work: Work, stop: threading.Event) -> Executor:
-    """On other machines. Raises `EnvironmentProblem` when they cannot be reached."""
+def remote_executor(
+    settings: ExecutorSettings, demand: Demand, work: Work, stop: threading.Event, folder: Path
+) -> Executor:
+    """On other machines; `folder` is for a batch system's files. Raises `EnvironmentProblem` without such machines."""
+    if settings.kind == "slurm":
+        from splatpipe.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(work, stop, settings, folder, demand.device, demand.grace_s)
     from splatpipe.executors.ray import RayExecutor
 
     return RayExecutor(

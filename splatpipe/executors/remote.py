@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from splatpipe.errors import EnvironmentProblem
@@ -84,7 +84,30 @@ def _watching(files: AttemptLayout, stop: threading.Event) -> Iterator[None]:
         thread.join()
 
 
+def write_outcome(request: TrainRequest, outcome: Attempt | EnvironmentProblem) -> None:
+    """Leave word for a driver that cannot be answered otherwise."""
+    if isinstance(outcome, EnvironmentProblem):
+        write_json(request.files.outcome, {"problem": str(outcome)})
+        return
+    plain = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
+    write_json(request.files.outcome, {**plain, "request": None, "splat": outcome.splat is not None})
+
+
 # ------------------------------------------------------------------ in the driver
+
+
+def read_outcome(request: TrainRequest) -> Attempt | EnvironmentProblem | None:
+    """What `write_outcome` has left; None when there is nothing (yet)."""
+    try:
+        data = read_json(request.files.outcome)
+    except (OSError, ValueError):
+        return None
+    if "problem" in data:
+        return EnvironmentProblem(data["problem"])
+    failure = FailureClass(data["failure"]) if data["failure"] else None
+    splat = request.files.splat if data["splat"] else None
+    changed = {"request": request, "failure": failure, "splat": splat, "warnings": tuple(data["warnings"])}
+    return Attempt(**{**data, **changed})
 
 
 @dataclass
@@ -155,7 +178,9 @@ def worker_of(files: AttemptLayout) -> str:
     return "a machine that never said its name"
 
 
-def lost(work: Work, request: TrainRequest, started: float, why: Callable[[str], str]) -> Attempt:
+def lost(
+    work: Work, request: TrainRequest, started: float, why: Callable[[str], str], ended_by: str = "lost"
+) -> Attempt:
     """The attempt whose machine is gone: interrupted where its events end, or trained if it had finished.
 
     `why` makes the sentence from the name of the machine.
@@ -168,7 +193,7 @@ def lost(work: Work, request: TrainRequest, started: float, why: Callable[[str],
     for event in read_events(request.files.events):
         progress.add(event)
     line = why(worker_of(request.files))
-    health: dict[str, Any] = progress.summary() | {"ended_by": "lost"}
+    health: dict[str, Any] = progress.summary() | {"ended_by": ended_by}
     return Attempt(
         request=request,
         started=started,
