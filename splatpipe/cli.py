@@ -112,9 +112,9 @@ def run(
 
 @app.command("slurm-script")
 def slurm_script(
-    scene: Scene,
+    scene: SceneOrAddress,
     overrides: Overrides = None,
-    out: Out = None,
+    out: OutOrAddress = None,
     config: ConfigFile = None,
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the node; 0 trains on the CPU.")] = 1,
     chain: Annotated[
