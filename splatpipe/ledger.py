@@ -375,9 +375,7 @@ class Ledger:
                 "started": runs[0]["started"] if runs else None,
                 "ended": last["ended"] if last else None,
                 "exit_code": last["exit_code"] if last else None,
-                "patches": [
-                    _patch_status(row, tried.get(row["id"], []), probed.get(row["id"], [])) for row in patches
-                ],
+                "patches": [_patch_status(row, tried.get(row["id"], []), probed.get(row["id"], [])) for row in patches],
                 "merged": _merged_status(merged[0] if merged else None),
             }
 

@@ -304,3 +304,15 @@ def test_no_story_of_failures_breaks_the_bounds(failures: list[str], start: floa
     assert sum(a.failure != "interrupted" for a in history) <= SETTINGS.max_attempts
     numbers = [a.request.attempt for a in history if a.failure != "interrupted"]
     assert numbers == sorted(set(numbers))
+
+
+def test_mitigations_can_be_remedies_each_once_and_views_until_there_are_enough() -> None:
+    settings = replace(
+        SETTINGS, max_attempts=9, nan_divergence=(Remedy.WARM_UP, Remedy.CLIP_GRADIENTS, *[Remedy.MORE_VIEWS] * 4)
+    )
+    decisions = story(*["nan_divergence"] * 6, settings=settings)
+    assert remedies(decisions) == ["warm_up", "clip_gradients", "more_views", "more_views", "more_views", None]
+    last = decisions[-2].request
+    assert last is not None
+    assert (last.settings.warmup_steps, last.settings.clip_gradients, last.settings.views_per_step) == (1500, 3.0, 8)
+    assert "warmup_steps 0 -> 1500" in decisions[0].reason

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
-from splatpipe.policy.remedies import EXPLODED, TOO_LARGE, Remedy, RetrySettings
+from splatpipe.policy.remedies import EXPLODED, MOST_VIEWS, TOO_LARGE, Remedy, RetrySettings
 from splatpipe.policy.tried import changed, changes, used, used_unchanged
 from splatpipe.trainers.base import Attempt, TrainRequest
 
@@ -187,6 +187,16 @@ def _apply(
             return replace(request, settings=replace(train, **softer))
         case Remedy.LOWER_MEANS_LR:
             return replace(request, settings=replace(train, means_lr=train.means_lr * settings.lr_factor))
+        case Remedy.WARM_UP:
+            steps = 0 if train.warmup_steps else round(train.iterations * settings.warm_up_share)
+            return replace(request, settings=replace(train, warmup_steps=steps)) if steps else None
+        case Remedy.CLIP_GRADIENTS:
+            clipped = replace(request, settings=replace(train, clip_gradients=settings.clip_factor))
+            return None if train.clip_gradients else clipped
+        case Remedy.MORE_VIEWS:
+            views = min(2 * train.views_per_step, MOST_VIEWS)
+            more = views > train.views_per_step
+            return replace(request, settings=replace(train, views_per_step=views)) if more else None
         case Remedy.SMALLER_IMAGES:
             downscale = min(train.downscale * settings.image_factor, settings.max_downscale)
             larger = downscale > train.downscale

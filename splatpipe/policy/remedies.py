@@ -25,6 +25,9 @@ class Remedy(StrEnum):
     VISIBLE_ONLY = "visible_only"  # Adam touches only Gaussians that the camera sees
     SOFTER_OPACITY = "softer_opacity"  # opacity rate times lr_factor, both regularisers times reg_factor
     LOWER_MEANS_LR = "lower_means_lr"  # means_lr times lr_factor
+    WARM_UP = "warm_up"  # learning rates rise over the first warm_up_share of all steps
+    CLIP_GRADIENTS = "clip_gradients"  # gradients limited to clip_factor times their running mean
+    MORE_VIEWS = "more_views"  # twice as many photographs in one step, at most MOST_VIEWS
     SMALLER_IMAGES = "smaller_images"  # downscale times image_factor
     SMALLER_CACHE = "smaller_cache"  # fewer decoded photographs in host memory: half, from `auto` to small_cache_gb
     LOWER_CAP = "lower_cap"  # max_cap times cap_factor
@@ -33,6 +36,7 @@ class Remedy(StrEnum):
 
 
 R = Remedy
+MOST_VIEWS = 8  # photographs in one step
 OUT_OF_MEMORY = (R.SMALLER_IMAGES, R.LOWER_CAP, R.SMALLER_INIT, R.SMALLER_IMAGES, R.LOWER_CAP)
 DIVERGED = (R.STEP_DOWN, R.LOWER_MEANS_LR, R.STEP_DOWN, R.LOWER_MEANS_LR)
 TOO_LARGE = {FailureClass.OOM_DEVICE, FailureClass.OOM_RASTER, FailureClass.INT_OVERFLOW}
@@ -66,6 +70,8 @@ class RetrySettings:
     init_factor: Factor = 0.5
     lr_factor: Factor = 0.5
     reg_factor: Factor = 0.2
+    warm_up_share: Factor = 0.05  # warm_up: of all steps; it, clip_gradients and more_views are in no list by default
+    clip_factor: Annotated[float, Gt(1)] = 3.0  # clip_gradients
     launch_config: Remedies = (
         *(R.DROP_BLIND_CAMERAS, R.DROP_BLIND_CAMERAS),
         *(R.NEXT_RUNG, R.NEXT_RUNG, R.NEXT_RUNG, R.OTHER_TRAINER, R.FEWER_CAMERAS),
