@@ -18,7 +18,8 @@ from splatpipe.splatting.adam import Adam
 from splatpipe.splatting.loop import Seen, Training
 from splatpipe.splatting.metrics import psnr
 
-ROWS = 1 << 16
+ROWS = 1 << 14
+UPDATE_ROWS = 1 << 12  # of these; the ratio of two norms needs fewer
 GROUPS = ("means", "scales", "quats", "opacities", "sh0")
 SIGMA_QUANTILES = (0.05, 0.5, 0.95, 0.99)
 NO_GRADIENT = 1e-12  # norm of one Gaussian's gradient
@@ -83,7 +84,7 @@ class Signals:
             flung_share=round(training.flung_share(), 4),
             gradients=gradients,
             quiet=quiet,
-            updates=_updates(training, rows),
+            updates=_updates(training, rows[:: max(len(rows) // UPDATE_ROWS, 1)]),
             intersections=seen.intersections,
             blind_share=round(self._blind / (self._blind + len(self._losses)), 4),
             steps_per_s=round((training.step - step) / max(now - began, 1e-9), 2),
