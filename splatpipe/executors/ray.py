@@ -48,7 +48,8 @@ class RayExecutor:
         self._counted, self._room = 0.0, 0
         self._follower = Follower(stop)
         cpus = 1 if on_gpu else self._slot.threads
-        options = {"num_gpus": self._share if on_gpu else 0, "num_cpus": cpus}
+        # max_calls 0: Ray would start a new worker for every GPU task, but ours leave the GPU to their children.
+        options = {"num_gpus": self._share if on_gpu else 0, "num_cpus": cpus, "max_calls": 0}
         self._remote = self._ray.remote(max_retries=0, scheduling_strategy="SPREAD", **options)(_task)
         self._shared = self._ray.put(work)
 
