@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 
 # The check of a commit tries the same examples every time; HYPOTHESIS_PROFILE=search looks for new ones.
-hypothesis.settings.register_profile("check", derandomize=True, database=None)
-hypothesis.settings.register_profile("search", database=None)
+hypothesis.settings.register_profile("check", derandomize=True, database=None, deadline=None)  # busy machines
+hypothesis.settings.register_profile("search", database=None, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "check"))
 
 
