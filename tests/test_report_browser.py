@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from splatpipe.export.transform import SplatTransform, find_transform
 from splatpipe.layout import RunLayout
 from splatpipe.report import splat_page
 from splatpipe.report.placement import Placement
-from splatpipe.report.scenery import read_scenery
+from splatpipe.report.scenery import Cameras, read_scenery
 from splatpipe.splatting.ply import Splats
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -214,16 +215,40 @@ def test_the_viewer_shows_the_run_and_markers_where_the_frame_says(browser: Any,
         viewer.stage.show_splat(None)
         for handle in (*viewer.stage.cores, *viewer.stage.cameras):
             handle.visible = True
-        cameras = read_scenery(layout, 100)[0].holdout
-        viewer.show_camera(cameras, 0)
-        watched.page.wait_for_function("document.images.length >= 2")
-        assert cameras.names[0] in (watched.page.locator("body").text_content() or "")
+        _click_a_camera(watched, viewer, start)
+        viewer.show_camera(*_named(layout, HOSTILE))
+        watched.page.wait_for_function("(name) => document.body.textContent.includes(name)", arg=HOSTILE)
         watched.picture("viewer")
         assert watched.page.evaluate("window.hacked") is None
         assert watched.foreign == [f for f in watched.foreign if f.startswith("ws://127.0.0.1")]
         watched.page.close()
     finally:
         viewer.server.stop()
+
+
+def _click_a_camera(watched: Watched, viewer: Any, start: NDArray[np.float64]) -> None:
+    """With the pointer, on the camera nearest to the middle of the window; waits for photograph and render."""
+    middle, looks = np.array([550.0, 350.0]), []
+    for one in read_scenery(viewer.layout, 100):
+        ahead = viewer.stage.placement.rotation @ one.training.viewmats[:, 2, :3].T
+        places = viewer.stage.placement.apply(one.training.centers) + 0.15 * ahead.T
+        looks += [_project(at, start, np.zeros(3), np.eye(3)[2], math.radians(60), (700, 1100), False) for at in places]
+    x, y = min(looks, key=lambda at: float(np.linalg.norm(at - middle)))
+    page = watched.page
+    before, deadline = page.evaluate("document.images.length"), time.monotonic() + PATIENCE_MS / 1000
+    while page.evaluate("document.images.length") < before + 2:
+        assert time.monotonic() < deadline, f"a click on the camera at {x:.0f}, {y:.0f} showed nothing"
+        page.mouse.move(x, y)
+        page.wait_for_timeout(500)
+        page.mouse.click(x, y)
+        page.wait_for_timeout(2000)
+    assert re.search(r"view_\d{4}\.jpg|onerror", page.locator("body").text_content() or "")
+
+
+def _named(layout: RunLayout, name: str) -> tuple[Cameras, int]:
+    """The camera of an image, in whichever patch it is."""
+    groups = [group for one in read_scenery(layout, 100) for group in (one.training, one.holdout)]
+    return next((group, group.names.index(name)) for group in groups if name in group.names)
 
 
 def _find_tool() -> SplatTransform:

@@ -75,7 +75,7 @@ def _blind(record: PatchRecord) -> Pairs:
 def _choice(record: PatchRecord) -> dict[str, Any]:
     """The first rung, the sentence behind it, and the other opinions where they differ."""
     choice = record.choice
-    chosen = choice.get("init_scaling", record.init_scaling)
+    chosen: Any = choice.get("init_scaling", record.init_scaling)
     opinions = [
         ("by the patch's extent", choice.get("by_extent")),
         ("by how much of the image the first Gaussians cover", choice.get("by_coverage")),

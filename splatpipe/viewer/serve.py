@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from splatpipe.errors import EnvironmentProblem, SplatpipeError
 from splatpipe.layout import RunLayout
@@ -18,6 +21,7 @@ from splatpipe.viewer.views import Views
 
 MOST_POINTS = 200_000
 LOOK_EVERY_S = 5.0  # at the ledger, for patches that have been trained meanwhile
+BACKGROUND = (23, 32, 44)
 NONE, MERGED = "none", "merged"
 
 
@@ -37,6 +41,7 @@ class Viewer:
         self._views = Views()
         self.server = viser.ViserServer(host, port, label=f"splatpipe: {layout.root.name}", verbose=False)
         self.server.scene.set_up_direction("+z")
+        self.server.scene.set_background_image(np.full((1, 1, 3), BACKGROUND, np.uint8))
         self.server.initial_camera.position = (0.0, -9.0, 8.0)
         self.server.initial_camera.look_at = (0.0, 0.0, 0.0)
         self.stage = Stage(self.server.scene, patches, self.show_camera)
@@ -61,10 +66,11 @@ class Viewer:
         self._show_chosen()
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set."""
+        """Until `stop` is set, or Ctrl-C, which is how a user ends it."""
         try:
-            while not stop.wait(LOOK_EVERY_S):
-                self.look()
+            with contextlib.suppress(KeyboardInterrupt):
+                while not stop.wait(LOOK_EVERY_S):
+                    self.look()
         finally:
             self.server.stop()
 
@@ -83,7 +89,7 @@ class Viewer:
 
     def _add_panel(self) -> None:
         gui, stage = self.server.gui, self.stage
-        self._choice = gui.add_dropdown("Splat", (NONE,), initial_value=NONE)
+        self._choice: Any = gui.add_dropdown("Splat", (NONE,), initial_value=NONE)
         self._choice.on_update(lambda _: self._show_chosen())
         for label, handles, initial in (
             ("Points", stage.points, False),

@@ -81,7 +81,7 @@ class Stage:
 
     def _draw_cameras(self, one: PatchScenery, color: Color) -> list[Any]:
         handles = []
-        for kind, cameras, shade in (("training", one.training, color), ("hold-out", one.holdout, (30, 30, 30))):
+        for kind, cameras, shade in (("training", one.training, color), ("hold-out", one.holdout, (240, 240, 240))):
             for i in range(len(cameras.names)):
                 handle = self._frustum(f"/cameras/{one.id}/{kind}/{i}", cameras, i, shade)
                 handle.on_click(lambda _, cameras=cameras, i=i: self._on_camera(cameras, i))
@@ -99,6 +99,7 @@ class Stage:
             aspect=float(width / height),
             scale=FRUSTUM,
             color=color,
+            variant="filled",  # lines alone are hard to hit with a pointer
             wxyz=(w, x, y, z),
             position=self.placement.apply(cameras.centers[i]),
         )
