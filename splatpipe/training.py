@@ -92,6 +92,8 @@ class TrainingStage:
             results[planned.id] = started
             if started.stop_run or planned is canary:
                 scheduler.halt()
+            if planned is canary:
+                self.progress.say(f"{planned.id} is the canary (executor.canary): no other patch is begun")
             return None
 
         for finished in scheduler.run(begin):
