@@ -44,8 +44,9 @@ class ColorGrids:
         sampled = torch.nn.functional.grid_sample(grid[None], places[None, None], align_corners=True)
         self._met[index] = sampled.detach().mean(dim=(0, 2, 3, 4))
         common = self._met.mean(0)
-        transform = (sampled[0, :, 0].permute(1, 2, 0) - common).view(height, width, 3, 4)
-        return image + (transform[..., :3] @ image[..., None])[..., 0] + transform[..., 3]
+        transform = (sampled[0, :, 0] - common[:, None, None]).view(3, 4, height, width)
+        planes = image.permute(2, 0, 1)
+        return image + ((transform[:, :3] * planes).sum(1) + transform[:, 3]).permute(1, 2, 0)
 
     def step(self, rate: float) -> None:
         """Move the grids of the photographs that were seen."""
