@@ -47,7 +47,7 @@ def diagnose_patch(
 
 def _slots(config: Config, info: TrainerInfo) -> list[Slot]:
     """One per GPU, because what experiments take is not known; one per core on the CPU, where they are small."""
-    demand = Demand(config.training.device, config.training.threads, 0)
+    demand = Demand(config.training.device, config.training.threads, 0, config.limits.grace_s)
     slots = local_slots(config.executor, demand, info)
     if slots[0].device != "cpu":
         return list({slot.device: slot for slot in slots}.values())

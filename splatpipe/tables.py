@@ -117,12 +117,12 @@ def diagnosis_table(report: Mapping[str, Any]) -> RenderableType:
         table.add_row(escape(one["question"]), f"{one['init_scaling']:g}", f"{one['means_lr']:g}", ended)
     lines = []
     for cause in report["causes"]:
-        if cause["verdict"] != "ruled out":
+        if cause["stands"]:
             lines.append(f"{escape(cause['name'])}: {cause['verdict']}")
             lines += [f"  + {escape(text)}" for text in cause["for"]]
             lines += [f"  - {escape(text)}" for text in cause["against"]]
-    dismissed = [escape(c["name"]) for c in report["causes"] if c["verdict"] == "ruled out"]
-    lines += [f"ruled out: {'; '.join(dismissed)}"] if dismissed else []
+    dismissed = [escape(c["name"]) for c in report["causes"] if not c["stands"]]
+    lines += [f"ruled out, or no sign of it: {'; '.join(dismissed)}"] if dismissed else []
     if report["profile"]:
         place = report["profile"]["shared"] or report["profile"]["path"]
         lines.append(f"recommended profile: {escape(place)}; {escape(report['profile']['note'])}")

@@ -109,7 +109,7 @@ def test_a_corrupt_image_is_ranked_first_and_the_training_without_it_proves_it(o
 
 def test_a_healthy_patch_gets_no_cause(original: Path, tmp_path: Path) -> None:
     report = diagnose(split(original, tmp_path / "run"))
-    assert {cause["verdict"] for cause in report["causes"]} == {"ruled out"}
+    assert {cause["verdict"] for cause in report["causes"]} <= {"ruled out", "no sign of it"}
     assert "trains as it is" in report["conclusion"]
 
 

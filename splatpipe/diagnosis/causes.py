@@ -39,19 +39,15 @@ class Cause:
         return sum(one.weight for one in self.evidence)
 
     @property
-    def supported(self) -> bool:
-        """Whether anything speaks for it."""
-        return any(one.weight > 0 for one in self.evidence)
-
-    @property
     def verdict(self) -> str:
-        if not self.supported or self.score <= 0:
-            return "ruled out"
+        if self.score <= 0:
+            return "ruled out" if self.score < 0 else "no sign of it"
         return "confirmed" if self.score >= 5 else "likely" if self.score >= 3 else "possible"
 
     def to_json(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name) for name in ("kind", "name", "verdict", "score", "remedy")},
+            "stands": self.score > 0,
             "for": [one.text for one in self.evidence if one.weight > 0],
             "against": [one.text for one in self.evidence if one.weight <= 0],
             "changes": dict(self.changes),

@@ -268,10 +268,12 @@ def _past(attempt: Attempt) -> dict[str, Any]:
 def conclude(patch_id: str, causes: Sequence[Cause], results: dict[str, Result]) -> str:
     """One or two sentences."""
     best = causes[0]
-    if best.supported and best.score > 0:
-        remedy = f" {best.remedy}" if best.remedy else ""
-        return f"{best.name} ({best.verdict}).{remedy}"
     baseline = results.get(schedule.BASELINE)
+    if best.score > 0:
+        remedy = f" {best.remedy}" if best.remedy else ""
+        trains = baseline is not None and baseline.trained
+        lead = f"{patch_id} trains as it is, at least in short. What is unusual: " if trains else ""
+        return f"{lead}{best.name} ({best.verdict}).{remedy}"
     if baseline is None:
         return f"Nothing unusual was found in {patch_id}, and there was no time to train it; give a larger --budget."
     if baseline.trained:
@@ -285,7 +287,7 @@ def _profile(
 ) -> Profile | None:
     """What the first cause that stands changes in the settings, if it does."""
     best = causes[0]
-    if not (best.supported and best.score > 0 and best.changes):
+    if not (best.score > 0 and best.changes):
         return None
     path = layout.diagnosis(request.patch_id).profile
     return write_profile(request, dict(best.changes), path, folders, f"{layout.root.name}_{request.patch_id}")

@@ -19,7 +19,13 @@ KINDS = {
     "half": "Halves of the points",
     "grid": "Settings",
 }
-BADGES = {"confirmed": "stop", "likely": "warning", "possible": "note", "ruled out": "trained"}
+BADGES = {
+    "confirmed": "stop",
+    "likely": "warning",
+    "possible": "note",
+    "no sign of it": "skipped",
+    "ruled out": "trained",
+}
 
 
 def write_page(path: Path, report: Mapping[str, Any]) -> None:
@@ -31,8 +37,8 @@ def write_page(path: Path, report: Mapping[str, Any]) -> None:
         report=report,
         badges=BADGES,
         groups=[(title, rows) for title, rows in groups if rows],
-        standing=[one for one in report["causes"] if one["verdict"] != "ruled out"],
-        dismissed=[one for one in report["causes"] if one["verdict"] == "ruled out"],
+        standing=[one for one in report["causes"] if one["stands"]],
+        dismissed=[one for one in report["causes"] if not one["stands"]],
         measured=_measured(report["facts"]) if report["facts"] else [],
     )
     write_text(path, html)
