@@ -1,6 +1,6 @@
 """Does `splatpipe diagnose` rank a planted cause first? One real patch, one cause at a time, real trainings.
 
-    python benchmarks/diagnosis.py [--scene DIR] [--cameras N] [--width PX] [--budget 5m] [--json FILE]
+python benchmarks/diagnosis.py [--scene DIR] [--cameras N] [--width PX] [--budget 5m] [--json FILE]
 """
 
 from __future__ import annotations
