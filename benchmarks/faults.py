@@ -296,6 +296,8 @@ def run(given: argparse.Namespace, folder: Path) -> int:
     endings: list[Ending] = []
     for fault in faults:
         endings.append(ending := one_case(disk, scene, folder, fault, given.real))
+        if file := given.json:  # as far as it is: such a run takes long
+            file.write_text(json.dumps([{**vars(one), "fault": vars(one.fault)} for one in endings], indent=1))
         if ending.wrong:
             print(f"WRONG {fault}: at {ending.where}: {ending.wrong}\n    {ending.said}", flush=True)
     report(endings, given.json)

@@ -15,7 +15,7 @@ import pytest
 from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 
-from splatpipe import pipeline
+from splatpipe import cli, pipeline
 from splatpipe.errors import EnvironmentProblem, SplatpipeError
 from splatpipe.files import atomic_path, write_text
 from splatpipe.ledger import Ledger, Outcome
@@ -87,3 +87,23 @@ def test_a_file_in_place_of_the_run_folder_is_a_sentence(tmp_path: Path) -> None
     options = pipeline.RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, SETTINGS, None, None)
     with pytest.raises((EnvironmentProblem, SplatpipeError), match=r"cannot write to the run folder"):
         pipeline.run(options, stop=threading.Event(), trainer=TrainerDouble({"default": {}}))
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES"])
+def test_each_way_in_which_a_disk_refuses_is_a_sentence_that_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(tmp_path / "scene", synthetic_scene(n_cameras=9, n_points=80))
+    number = getattr(errno, name)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(sys, "argv", ["splatpipe", "split", str(tmp_path / "scene"), "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert os.strerror(number) in said and str(tmp_path / "run") in said
+    assert "bug" not in said

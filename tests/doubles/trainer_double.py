@@ -374,7 +374,7 @@ def write_ply(path: Path, rows: NDArray[np.float32]) -> None:
     names += ["scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
     header += [f"property float {name}" for name in names]
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes("\n".join([*header, "end_header\n"]).encode() + rows.astype("<f4").tobytes())
     temporary.replace(path)
 
