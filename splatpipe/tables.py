@@ -104,6 +104,7 @@ def evaluation_table(judged: Mapping[str, Any]) -> RenderableType:
         values = [_number(row[name], ".2f" if name.endswith("psnr") else ".4f") for name in names]
         table.add_row(escape(label), str(len(row["views"])), *values)
     parts: list[RenderableType] = [table, "cc: after removing gain and offset of each channel, as gsplat does"]
+    parts.append(_view_table(judged))
     if judged["seam_cost_db"] is not None:
         parts.append(f"seam cost: {judged['seam_cost_db']:+.2f} dB (best single patch minus merged, across borders)")
     return Group(*parts, *([f"LPIPS {judged['lpips_note']}"] if judged["lpips_note"] else []))
@@ -129,6 +130,18 @@ def diagnosis_table(report: Mapping[str, Any]) -> RenderableType:
     if report["unfinished"]:
         lines.append("the time given was up; the same command goes on with the experiments that are left")
     return Group(table, "", *lines, "", escape(report["conclusion"]), f"page: {escape(report['page'])}")
+
+
+def _view_table(judged: Mapping[str, Any]) -> RenderableType:
+    """The merged splat view by view; which of them look across a border, and what that costs."""
+    across = {view["image"] for view in judged["straddling"]["views"]}
+    table = _table("hold-out view", ">PSNR", ">SSIM", ">LPIPS", "across a border", ">seam cost, dB")
+    for view in judged["views"]:
+        name = view["image"]
+        numbers = (_number(view["psnr"], ".2f"), _number(view["ssim"], ".4f"), _number(view["lpips"], ".4f"))
+        cost = _number(judged["seam_cost_of_views_db"].get(name), "+.2f")
+        table.add_row(escape(name), *numbers, "yes" if name in across else "no", cost)
+    return table
 
 
 def export_table(exported: Mapping[str, Any]) -> RenderableType:

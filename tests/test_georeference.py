@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy.spatial.transform import Rotation
 
 from splatpipe.errors import ConfigError
@@ -132,3 +134,23 @@ def test_what_stands_beside_an_export_leads_back_to_the_world() -> None:
         back = np.array(data["matrix"]) @ [*stored, 1] + [*data["offset"], 0]
         np.testing.assert_allclose(back[:3], world, rtol=1e-12)
         assert data["crs"] == "EPSG:32630"
+
+
+def test_a_run_is_exported_in_world_coordinates_with_the_json_beside(tmp_path: Path) -> None:
+    from splatpipe.config import Config
+    from splatpipe.exporting import export_run
+
+    run, scene = tmp_path / "run", tmp_path / "scene"
+    (run / "merged").mkdir(parents=True)
+    scene.mkdir()
+    settings = yaml.safe_dump({"scene": str(scene), "settings": Config().to_dict()})
+    (run / "run.yml").write_text(settings)
+    write_splats(run / "merged" / "splat.ply", shiny())
+    with pytest.raises(ConfigError, match="--georeferenced: .* has no georeference"):
+        export_run(run, "ply", None, True, print)
+    (scene / "georeference.txt").write_text("2.5 1 0 0 0 431250.5 5700123.25 87")
+    done = export_run(run, "ply", None, True, print)
+    beside = json.loads((run / "merged/exports/georeferenced/georeference.json").read_text())
+    world = read_splats(Path(done["exports"][0]["path"])).means + np.array(beside["offset"])
+    np.testing.assert_allclose(world, 2.5 * shiny().means + SHIFT, atol=1e-3)
+    assert read_splats(run / "merged" / "splat.ply").means == pytest.approx(shiny().means)
