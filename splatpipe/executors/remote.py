@@ -7,6 +7,7 @@ and asks for a stop by a file, because neither signals nor sockets reach every w
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import threading
@@ -44,7 +45,8 @@ def perform(work: Work, request: TrainRequest, stop: threading.Event, place: str
             "machines share, under the same path"
         )
     files.root.mkdir(parents=True, exist_ok=True)
-    write_json(files.worker, {"place": _me(place), "pid": os.getpid(), "since": time.time()})
+    # Not through write_json: nobody needs it after a crash of this machine, and two waits for the disk are saved.
+    files.worker.write_text(json.dumps({"place": _me(place), "pid": os.getpid(), "since": time.time()}))
     end_orphan(files)
     with _watching(files, stop):
         _prepare(work, request, stop)
