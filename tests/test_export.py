@@ -137,7 +137,7 @@ def test_view_dependent_colour_is_left_out_only_where_it_would_take_hours() -> N
 
 
 def test_unknown_formats_are_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="ksplat is no format; there are compressed, spz, sog, html, lod"):
+    with pytest.raises(ConfigError, match="ksplat is no format; there are ply, compressed, spz, sog, html, lod"):
         parse_formats("sog,ksplat")
     with pytest.raises(ConfigError, match="nothing is no format"):
         parse_formats(" ,")
