@@ -72,11 +72,19 @@ def _in_run(layout: RunLayout, spec: str, name: str) -> Comparand:
 def patch_facts(layout: RunLayout, patch_id: str) -> dict[str, Value]:
     """Numbers of patch.json by name, counts of cameras in short, and how the patch stands."""
     try:
-        record = read_json(layout.patch(patch_id).patch_json)
-    except (OSError, ValueError) as error:
+        facts = _measured(read_json(layout.patch(patch_id).patch_json))
+    except OSError as error:
         known = sorted(folder.name for folder in layout.patches.glob("*") if folder.is_dir())
         there = f"; it has {known[0]} to {known[-1]}" if known else ", it was not split yet"
         raise RunFolderError(f"{layout.root}: no readable patch {patch_id}{there}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunFolderError(
+            f"{layout.patch(patch_id).patch_json} is damaged ({error}); the next splatpipe run writes it anew"
+        ) from error
+    return facts | _standing(layout, patch_id)
+
+
+def _measured(record: Any) -> dict[str, Value]:
     stats = dict(record["stats"])
     facts: dict[str, Value] = {}
     for rung, counts in stats.pop("visible").items():
@@ -86,7 +94,7 @@ def patch_facts(layout: RunLayout, patch_id: str) -> dict[str, Value]:
         facts[f"median Gaussians a camera sees at {rung}"] = ordered[len(ordered) // 2] if ordered else None
     _flatten(stats, "", facts)
     facts["scale to training units"] = record["similarity"]["scale"]
-    return facts | _standing(layout, patch_id)
+    return facts
 
 
 def _standing(layout: RunLayout, patch_id: str) -> dict[str, Value]:

@@ -237,7 +237,7 @@ def _read_run_yml(folder: Path) -> None:
 
 
 def _read_patch_json(folder: Path) -> None:
-    compare(RunLayout(folder / "run"), "p000", "p001")
+    compare([str(folder / "run"), "p000", "p001"])
 
 
 def _events(folder: Path) -> None:
