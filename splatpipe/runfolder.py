@@ -98,12 +98,14 @@ def _check_same(
         )
     allowed = RETRAINABLE if retrain else ()
     now = config.to_dict()
+    defaults = Config().to_dict()  # which a run was made with from before a setting existed
     changed = [
-        f"{section}.{key} {before['settings'].get(section, {}).get(key)!r} -> {value!r}"
+        f"{section}.{key} {old!r} -> {value!r}"
         for section in RESULT_SECTIONS
         if section not in allowed
         for key, value in now[section].items()
-        if before["settings"].get(section, {}).get(key) != value and (section, key) not in IRRELEVANT
+        if (old := before["settings"].get(section, {}).get(key, defaults[section][key])) != value
+        and (section, key) not in IRRELEVANT
     ]
     if changed:
         advice = "choose another folder with --out, or give the old values"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import yaml
 from doubles.trainer_double import TrainerDouble
 from scenes import scaled, synthetic_scene, write_scene
 
@@ -90,6 +91,19 @@ def test_retrain_trains_the_named_patch_and_no_other(scene: Path, tmp_path: Path
     numbers = {name: [a["n"] for a in patch["attempts"]] for name, patch in patches(tmp_path).items()}
     assert numbers["p001"] == [2]
     assert all(number == [1] for name, number in numbers.items() if name != "p001")
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(scene: Path, tmp_path: Path) -> None:
+    given = options(scene, tmp_path, "patching.max_cameras=12")
+    assert run(given, TrainerDouble()) == 0
+    written = yaml.safe_load(given.layout.run_yml.read_text())
+    del written["settings"]["training"]["antialiased"]
+    given.layout.run_yml.write_text(yaml.safe_dump(written))
+    assert pipeline.merge(pipeline.RunOptions.of_run(tmp_path, None)) == 0
+    written["settings"]["training"]["sh_degree"] = 2
+    given.layout.run_yml.write_text(yaml.safe_dump(written))
+    with pytest.raises(RunFolderError, match=r"training\.sh_degree 2 -> 1"):
+        run(given, TrainerDouble())
 
 
 def test_a_retrained_patch_is_merged_even_if_the_merge_is_asked_for_later(scene: Path, tmp_path: Path) -> None:
