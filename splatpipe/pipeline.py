@@ -32,7 +32,7 @@ from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger
 from splatpipe.report.live import LiveReport
 from splatpipe.report.write import RunReport
-from splatpipe.runfolder import library_versions, locked, read_run, record_run
+from splatpipe.runfolder import command_line, library_versions, locked, read_run, record_run
 from splatpipe.runlock import in_use
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
@@ -293,7 +293,7 @@ def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[P
                 options.config.hash(),
                 options.config.to_dict(),
                 library_versions(),
-                " ".join(sys.argv),
+                " ".join(command_line()),
             )
             with ledger.together():
                 for planned in plan.patches:

@@ -22,6 +22,7 @@ from splatpipe.files import clear_leftovers, write_text
 from splatpipe.layout import RunLayout
 from splatpipe.runlock import run_lock
 from splatpipe.scene.arrays import Scene
+from splatpipe.storage.address import without_password
 from splatpipe.yamltext import load_yaml
 
 RESULT_SECTIONS = ("scene", "patching", "init_scaling", "training")  # what a trained patch depends on
@@ -71,12 +72,17 @@ def record_run(layout: RunLayout, path: Path, scene: Scene, config: Config, retr
         "scene": str(path),
         "model": model,
         "settings_hash": config.hash(),
-        "command": sys.argv,
+        "command": command_line(),
         "started": _now(),
         "versions": library_versions(),
         "settings": config.to_dict(),
     }
     write_text(layout.run_yml, yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
+
+
+def command_line() -> list[str]:
+    """The words that started this process, without passwords."""
+    return [without_password(word) for word in sys.argv]
 
 
 def fingerprint(scene: Scene) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,3 +279,13 @@ def test_a_remote_scene_needs_to_be_told_where_the_run_goes(memory: Any, tmp_pat
 def test_a_password_in_an_address_is_not_printed() -> None:
     address = parse_address("ssh://me:secret@host:22/scene")
     assert str(address) == "ssh://me:***@host:22/scene" and address is not None and "secret" in address.url
+
+
+def test_a_password_is_not_kept_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scene(tmp_path / "scene", synthetic_scene(n_cameras=8, n_points=100))
+    monkeypatch.setattr(sys, "argv", ["splatpipe", "run", "ssh://me:secret@host/scene"])
+    given = pipeline.RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, [], None, None)
+    pipeline.split(given, dry_run=False)
+    written = [path.read_bytes() for path in (tmp_path / "run").glob("*.*")]
+    assert any(b"ssh://me:***@host/scene" in text for text in written)
+    assert not any(b"secret" in text for text in written)

@@ -36,7 +36,12 @@ class Address:
         return f"{last}-{hashlib.sha256(self.url.encode()).hexdigest()[:10]}"
 
     def __str__(self) -> str:
-        return re.sub(r"://([^:/@]*):[^@/]*@", r"://\1:***@", self.url)  # a password is not to be printed
+        return without_password(self.url)
+
+
+def without_password(text: str) -> str:
+    """`text` with *** for the password of an address: what is printed or kept on disk."""
+    return re.sub(r"://([^:/@]*):[^@/]*@", r"://\1:***@", text)
 
 
 def parse_address(text: str) -> Address | None:
