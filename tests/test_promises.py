@@ -21,7 +21,7 @@ from splatpipe.trainers.supervise import run_attempt
 
 EVERY = 20
 SETTINGS = [
-    *("training.iterations=130", f"training.checkpoint_every={EVERY}", "training.max_cap=200", "training.device=cpu"),
+    *("training.iterations=1500", f"training.checkpoint_every={EVERY}", "training.max_cap=200", "training.device=cpu"),
     *("training.sh_degree=0", "init_scaling.fixed=0.4", "health.every=0", "patching.holdout_every=0"),
 ]
 

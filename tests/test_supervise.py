@@ -232,10 +232,10 @@ def test_a_killed_guardian_takes_the_trainer_with_it(tmp_path: Path) -> None:
     assert wait_for(lambda: all(is_gone(process.pid) for process in family))
 
 
-def orphan(out: Path) -> subprocess.Popen[bytes]:
+def orphan(out: Path, marked: bool = True) -> subprocess.Popen[bytes]:
     out.mkdir(parents=True, exist_ok=True)
     sleep = "import time; time.sleep(600)"
-    environment = {**os.environ, MARKER: str(out)}
+    environment = {**os.environ, MARKER: str(out)} if marked else None
     return subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True, env=environment)
 
 
@@ -251,7 +251,7 @@ def test_an_orphan_of_an_earlier_run_is_found_and_ended(tmp_path: Path) -> None:
 
 def test_a_stranger_with_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
     request = make_request(tmp_path)
-    stranger = orphan(request.out)
+    stranger = orphan(request.out, marked=False)
     try:
         created = psutil.Process(stranger.pid).create_time() - 3600
         (request.out / RECORD).write_text(json.dumps({"pid": stranger.pid, "create_time": created}))
