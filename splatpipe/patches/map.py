@@ -56,7 +56,7 @@ def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()
         canvas.label(patch, centers[patch.camera_index], _color(i))
     canvas.frame(_title(scene, split), _legend(len(split.holdout), int(lost.sum())))
     with atomic_path(path) as temporary:
-        canvas.finished().save(temporary, format="PNG", compress_level=3)  # 3 s less than the smallest file, 10 % larger
+        canvas.finished().save(temporary, format="PNG", compress_level=3)  # the smallest file takes 3 s and more
 
 
 def _title(scene: Scene, split: Split) -> tuple[str, str]:
