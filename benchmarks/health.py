@@ -108,7 +108,7 @@ def with_lichtfeld_init(request: TrainRequest, value: float) -> TrainRequest:
 FAULTS = (
     Fault("scene x1000, not normalised", "explosion", in_other_units, "normalise (always part of a run)"),
     Fault("opacity learning rate x10", "death_spiral", with_opacity_rate),
-    Fault("one blind camera", "blind", with_blind_camera, "drop_blind_cameras (preflight does)"),
+    Fault("one blind camera", "blind_camera", with_blind_camera),
     Fault("init_scaling 2.0", "-", lambda request: with_init(request, 2.0)),
     Fault("init_scaling 2.0 in LichtFeld's meaning", "explosion", lambda request: with_lichtfeld_init(request, 2.0)),
 )

@@ -146,6 +146,7 @@ class Prober:
             settings=short,
             device=slot.device,
             threads=slot.threads,
+            health=replace(whole.health, blind_stop=False),  # a camera that is left out later says nothing of the rung
         )
 
     def _prepared(self, request: TrainRequest, seconds: float) -> Probe:

@@ -72,7 +72,8 @@ ILL = {
     "slow_drift": series(count=60, loss=[0.6 - 0.005 * i for i in range(60)]),
     "unseen": series(seen_share=[0.2]),
     "scene_scale": replace(series(), scene_scale=2009.0),
-    "blind": replace(series(), blind=("view_0003.jpg",)),
+    "blind": replace(series(), blind=("view_0003.jpg",), rounds=2.0),
+    "blind_camera": replace(series(relocated=()), blind=("view_0003.jpg",), rounds=1.0),
 }
 
 
@@ -161,13 +162,28 @@ def test_a_collapse_is_stopped_before_anything_is_relocated(scene: Scene, tmp_pa
     assert stop["class"] == "mcmc_collapse" and stop["step"] == stopped.value.step
 
 
-def test_a_blind_camera_is_told_of_and_costs_nothing_else(scene: Scene, tmp_path: Path) -> None:  # noqa: F811
+def with_a_blind_camera(scene: Scene) -> TrainingData:  # noqa: F811
     data = data_of(scene)
     viewmats = data.views.viewmats.copy()
     viewmats[2] = np.diag([-1.0, 1.0, -1.0, 1.0]) @ viewmats[2]
     viewmats[2, 2, 3] -= 50.0
-    data = replace(data, views=replace(data.views, viewmats=viewmats))
-    run, events = watched(data, tmp_path, HealthSettings(every=10))
+    return replace(data, views=replace(data.views, viewmats=viewmats))
+
+
+def test_a_blind_camera_ends_the_attempt_as_soon_as_all_have_had_their_turn(scene: Scene, tmp_path: Path) -> None:  # noqa: F811
+    data = with_a_blind_camera(scene)
+    run, events = watched(data, tmp_path, HealthSettings(every=3))
+    with pytest.raises(TrainingFailure) as stopped:
+        run.run(never)
+    assert stopped.value.failure == "launch_config", "the class whose first remedy leaves the camera out"
+    assert data.views.names[2] in str(stopped.value)
+    assert len(data.views) <= stopped.value.step <= len(data.views) + 4
+    assert [event["image"] for event in events.of("blind_camera")] == [data.views.names[2]]
+
+
+def test_a_blind_camera_may_also_stay_and_is_only_told_of(scene: Scene, tmp_path: Path) -> None:  # noqa: F811
+    data = with_a_blind_camera(scene)
+    run, events = watched(data, tmp_path, HealthSettings(every=10, blind_stop=False))
     run.run(never)
     told = {event["rule"]: event for event in events.of("verdict")}
     assert data.views.names[2] in told["blind"]["message"]

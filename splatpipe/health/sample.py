@@ -53,4 +53,5 @@ class Series:
     samples: tuple[Sample, ...]
     relocated: tuple[float, ...]  # share of all Gaussians that was dead, at every refinement
     blind: tuple[str, ...] = ()  # images whose camera was seen to see no Gaussian
+    rounds: float = 0.0  # how many times each camera has had its turn
     scene_scale: float | None = None  # 1.1 x the largest distance of a camera to the mean camera, training units

@@ -19,6 +19,7 @@ class HealthSettings:
 
     every: Annotated[int, Ge(0)] = 100  # steps between samples; 0: no health at all
     stop: bool = True  # a verdict of severity `stop` ends the attempt with the class of its remedy
+    blind_stop: bool = True  # a camera that sees nothing from the start ends the attempt; the next leaves it out
     relocated_warn: Share = 0.3  # of all Gaussians relocated at one refinement
     relocated_stop: Share = 0.5  # the same, mean of the last three refinements
     alive_fall: Share = 0.5  # alive share falls below this share of what it was, and stays there

@@ -171,12 +171,23 @@ def _unnormalised(series: Series, settings: HealthSettings) -> str | None:
     return f"Gaussians leave the scene, the farthest to {farthest[-1]:.3g} radii: {why}; split again"
 
 
-def _blind(series: Series, settings: HealthSettings) -> str | None:
-    if not series.blind:
+def _blind_camera(series: Series, settings: HealthSettings) -> str | None:
+    """Once every camera has had its turn, and before the first refinement: beginning anew costs next to nothing."""
+    if not settings.blind_stop or not series.blind or series.rounds < 1 or series.relocated:
         return None
+    return f"{_sees_nothing(series)} from the start; it teaches nothing, and LichtFeld Studio would die of it"
+
+
+def _blind(series: Series, settings: HealthSettings) -> str | None:
+    if not series.blind or _blind_camera(series, settings):
+        return None
+    return f"{_sees_nothing(series)}; such steps are lost, and other trainers die of it"
+
+
+def _sees_nothing(series: Series) -> str:
     count = len(series.blind)
     see = "camera sees" if count == 1 else "cameras see"
-    return f"{count} {see} no Gaussian, first {series.blind[0]}; its steps are lost, and other trainers die of it"
+    return f"{count} {see} no Gaussian ({', '.join(series.blind[:3])}{', ...' if count > 3 else ''})"
 
 
 def _diverging(series: Series, settings: HealthSettings) -> str | None:
@@ -270,6 +281,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("divergence", Severity.STOP, "LichtFeld Studio issue #379", _diverging, FailureClass.NAN_DIVERGENCE),
     Rule("scene_scale", Severity.WARNING, "gsplat issue #542: MCMC died at a scene scale of 2009", _units),
+    Rule(
+        "blind_camera",
+        Severity.STOP,
+        "the p7 story: the rasteriser is launched on nothing",
+        _blind_camera,
+        FailureClass.LAUNCH_CONFIG,
+    ),
     Rule("blind", Severity.WARNING, "the p7 story; gsplat issues #84 and #346", _blind),
     Rule(
         "not_normalised",

@@ -41,11 +41,13 @@ class HealthWatch:
         self.samples.append(self._signals.sample(training, seen))
         self._report("health", **self.samples[-1].to_json())
         health = training.health
+        turns = training.step * training.settings.views_per_step
         self._judge(
             Series(
                 tuple(self.samples),
                 tuple(health.relocated_shares),
                 blind=tuple(health.blind_cameras),
+                rounds=turns / len(training.data.views),
                 scene_scale=training.scene_scale,
             )
         )

@@ -18,7 +18,7 @@ OUTCOMES = {
     "running": "training now",
 }
 FAILURES = {
-    "launch_config": "The rasteriser could not start",
+    "launch_config": "The rasteriser was given nothing to draw",
     "oom_device": "The GPU ran out of memory",
     "oom_raster": "The rasteriser ran out of memory",
     "int_overflow": "Too many Gaussians on screen for 32-bit counting",
