@@ -44,7 +44,8 @@ def test_every_promised_dependency_is_pinned_to_one_version_within_its_range(
     project: dict[str, Any], pins: dict[str, str]
 ) -> None:
     extras = project["optional-dependencies"]
-    for requirement in map(Requirement, project["dependencies"] + extras["test"] + extras["cuda"] + extras["view"]):
+    promised = project["dependencies"] + [line for name in ("test", "cuda", "view", "remote") for line in extras[name]]
+    for requirement in map(Requirement, promised):
         pin = pins[canonicalize_name(requirement.name)]
         assert re.fullmatch(r"==[\w.]+", pin), requirement.name
         assert requirement.specifier.contains(pin[2:]), f"{requirement} was tested with {pin}"
