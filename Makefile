@@ -26,6 +26,7 @@ gpu-check: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 $(VENV)/.installed: $(INPUTS)
 	$(PYTHON) tools/bootstrap.py $(VENV)

@@ -37,10 +37,11 @@ from scenes import synthetic_scene  # noqa: E402
 
 from splatpipe.config import Config, load_config  # noqa: E402
 from splatpipe.crew import Crew  # noqa: E402
+from splatpipe.entries import Outcome  # noqa: E402
 from splatpipe.executors.base import Need, OnEvent, Slot  # noqa: E402
 from splatpipe.files import write_json  # noqa: E402
 from splatpipe.layout import RunLayout  # noqa: E402
-from splatpipe.ledger import Ledger, Outcome  # noqa: E402
+from splatpipe.ledger import Ledger  # noqa: E402
 from splatpipe.planning import PlannedPatch, make_plan  # noqa: E402
 from splatpipe.trainers.base import Attempt, Command, TrainerInfo, TrainRequest  # noqa: E402
 from splatpipe.training import TrainingStage  # noqa: E402

@@ -72,6 +72,14 @@ class Database:
             yield self.read
 
     @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Around the reading of rows: one that is not as we wrote it means that the file is damaged."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+            raise damaged(self.path, f"{type(error).__name__}: {error}") from error
+
+    @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
         self._db.execute(begin)
         try:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from splatpipe.entries import PatchRecord
 from splatpipe.errors import ConfigError
 from splatpipe.failures.classify import Evidence, default_catalogue
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, PatchRecord
+from splatpipe.ledger import Ledger
 from splatpipe.runfolder import read_run
 from splatpipe.tables import duration
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from splatpipe.entries import PatchRecord, TrialRecord
 from splatpipe.errors import SplatpipeError
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, PatchRecord, TrialRecord
+from splatpipe.ledger import Ledger
 from splatpipe.policy.history import ALIKE, Learned, Past, Trial, learned_rung, likeness
 from splatpipe.runfolder import read_run
 

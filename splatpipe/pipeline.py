@@ -18,6 +18,7 @@ from typing import Any
 from splatpipe.budget import disk_finding, host_bytes
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.crew import Crew, choose_crew
+from splatpipe.entries import Outcome
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SplatpipeError
 from splatpipe.executors.base import Executor, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
@@ -25,7 +26,7 @@ from splatpipe.executors.sbatch import NodeShare, sbatch_script
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, Outcome
+from splatpipe.ledger import Ledger
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.policy.costs import seconds_left
 from splatpipe.progress import RunProgress

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 from splatpipe.config import Config
 from splatpipe.crew import Crew
+from splatpipe.entries import PatchRecord, ProbeRecord
 from splatpipe.executors.base import Slot
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, PatchRecord, ProbeRecord
+from splatpipe.ledger import Ledger
 from splatpipe.memory import median_extent
 from splatpipe.planning import PlannedPatch
 from splatpipe.policy.history import ALIKE, Learned, likeness

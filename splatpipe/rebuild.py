@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from splatpipe.entries import Outcome
 from splatpipe.errors import EnvironmentProblem, LedgerDamaged
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json
 from splatpipe.layout import AttemptLayout, RunLayout
-from splatpipe.ledger import Ledger, Outcome
+from splatpipe.ledger import Ledger
 from splatpipe.records import AttemptRecord, placed, read_record
 from splatpipe.trainers.base import Attempt, Trainer, TrainRequest
 from splatpipe.trainers.supervise import recover

@@ -11,13 +11,14 @@ from typing import Any
 from splatpipe.budget import predicted
 from splatpipe.config import Config
 from splatpipe.crew import Crew
+from splatpipe.entries import Outcome
 from splatpipe.errors import SplatpipeError
 from splatpipe.executors.base import Executor, Need, Slot
 from splatpipe.executors.scheduler import Rank, Scheduler, Start
 from splatpipe.executors.slurm import end_recorded_job
 from splatpipe.failures.classes import FailureClass
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, Outcome
+from splatpipe.ledger import Ledger
 from splatpipe.memory import Memory
 from splatpipe.planning import PlannedPatch
 from splatpipe.policy.costs import CostModel, samples_of

@@ -15,7 +15,7 @@ class YamlProblem(ValueError):
         self.problem, self.line, self.column = problem, line, column
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
     """Makes no objects but plain ones, and no aliases: a few nested ones stand for more data than fits in memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

@@ -16,9 +16,10 @@ from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 
 from splatpipe import cli, pipeline
+from splatpipe.entries import Outcome
 from splatpipe.errors import EnvironmentProblem, SplatpipeError
 from splatpipe.files import atomic_path, write_text
-from splatpipe.ledger import Ledger, Outcome
+from splatpipe.ledger import Ledger
 
 SETTINGS = ["training.iterations=60", "training.refine_start=10", "training.device=cpu", "patching.holdout_every=0"]
 

@@ -19,9 +19,10 @@ import pytest
 from doubles.make_request import make_request
 
 import splatpipe
+from splatpipe.entries import Outcome
 from splatpipe.errors import EnvironmentProblem, RunFolderError
 from splatpipe.failures.classes import FailureClass
-from splatpipe.ledger import Ledger, Outcome
+from splatpipe.ledger import Ledger
 from splatpipe.policy.ladder import next_request
 from splatpipe.policy.remedies import RetrySettings
 from splatpipe.trainers.base import Attempt, TrainRequest
@@ -170,7 +171,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_holds_what_was_ackno
         import sys
         sys.path.insert(0, {str(Path(splatpipe.__file__).parents[1])!r})
         from pathlib import Path
-        from splatpipe.ledger import Ledger, Outcome
+        from splatpipe.entries import Outcome
+        from splatpipe.ledger import Ledger
         ledger = Ledger(Path(sys.argv[1]))
         for k in range(10_000):
             ledger.put_patch(f"p{{k:03d}}", cameras=k, points=k)

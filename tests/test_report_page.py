@@ -76,8 +76,8 @@ def test_numbers_read_as_a_person_would_say_them(said: str, text: str) -> None:
 
 
 def test_every_outcome_and_failure_class_has_words() -> None:
+    from splatpipe.entries import Outcome
     from splatpipe.failures.classes import FailureClass
-    from splatpipe.ledger import Outcome
 
     assert {one.value for one in Outcome} == set(words.OUTCOMES)
     assert {one.value for one in FailureClass} <= set(words.FAILURES)

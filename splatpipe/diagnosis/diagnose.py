@@ -27,12 +27,13 @@ from splatpipe.diagnosis.datasets import read_patch_scene
 from splatpipe.diagnosis.experiments import Experiment, Laboratory, Result
 from splatpipe.diagnosis.page import write_page
 from splatpipe.diagnosis.profile import Profile, write_profile
+from splatpipe.entries import PatchRecord
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SceneError
 from splatpipe.executors.base import Slot
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json, write_json
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, PatchRecord
+from splatpipe.ledger import Ledger
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.colmap import read_model
 from splatpipe.trainers.base import Attempt, Trainer, TrainRequest

@@ -48,8 +48,9 @@ def band_rotations(rotation: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     directions = np.random.default_rng(0).normal(size=(_DIRECTIONS, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     before, after = basis(directions @ rotation), basis(directions)  # rows R^T d, and d
-    bands = []
+    bands: list[NDArray[np.float64]] = []
     for degree in range(1, MAX_DEGREE + 1):
         band = slice(degree**2, (degree + 1) ** 2)
-        bands.append(np.linalg.lstsq(after[:, band], before[:, band], rcond=None)[0])
+        turned = np.linalg.lstsq(after[:, band], before[:, band], rcond=None)[0]
+        bands.append(turned.astype(np.float64, copy=False))
     return tuple(bands)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from splatpipe.entries import PatchRecord
 from splatpipe.explain import cause_of, change_of
-from splatpipe.ledger import PatchRecord
 from splatpipe.report import words
 
 Row = Mapping[str, Any]  # a patch, or an attempt, of `splatpipe status --json`

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from splatpipe.entries import Outcome, PatchRecord
 from splatpipe.errors import RunFolderError, SplatpipeError
 from splatpipe.files import read_json, write_text
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, Outcome, PatchRecord
+from splatpipe.ledger import Ledger
 from splatpipe.report import words
 from splatpipe.report.curves import health_charts, read_attempt
 from splatpipe.report.facts import patch_facts

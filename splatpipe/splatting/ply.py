@@ -234,12 +234,12 @@ def sample_rows(header: PlyHeader, most: int, block_rows: int = 1024) -> Iterato
         return
     blocks, size = max(most // block_rows, 1), block_rows * header.row_bytes
     table = np.empty(min(blocks, max(CHUNK_ROWS // block_rows, 1)) * block_rows, header.dtype)
-    room = memoryview(table.view(np.uint8))
+    room = table.view(np.uint8).data
     with header.path.open("rb", buffering=0) as handle:
         used = 0
         for block in range(blocks):
             handle.seek(header.offset + (block * (header.count - block_rows) // (blocks - 1 or 1)) * header.row_bytes)
-            if handle.readinto(room[used : used + size]) != size:  # type: ignore[attr-defined]
+            if handle.readinto(room[used : used + size]) != size:
                 raise SplatFileError(f"{header.path}: became shorter while it was read.")
             used += size
             if used == len(room) or block == blocks - 1:

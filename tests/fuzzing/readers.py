@@ -20,10 +20,11 @@ from scenes import EXAMPLE, synthetic_scene, write_scene
 from splatpipe import pipeline
 from splatpipe.comparing import compare
 from splatpipe.config import config_from_dict, load_config
+from splatpipe.entries import Outcome
 from splatpipe.failures.classify import Evidence, classify, default_catalogue
 from splatpipe.files import write_json
 from splatpipe.layout import RunLayout
-from splatpipe.ledger import Ledger, Outcome
+from splatpipe.ledger import Ledger
 from splatpipe.patches.drawn import drawn_rings, straight_cuts
 from splatpipe.rebuild import open_ledger
 from splatpipe.runfolder import read_run
