@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles.lichtfeld_double import install
 from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 
@@ -22,6 +23,7 @@ from splatpipe.layout import PatchLayout, RunLayout
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.colmap import write_model
 from splatpipe.trainers.base import Trainer
+from splatpipe.trainers.lichtfeld import LichtfeldTrainer
 
 SHORT = ["training.iterations=120", "training.device=cpu", "retry.history=false", "patching.max_cameras=12"]
 
@@ -131,6 +133,20 @@ def test_the_p7_story_ends_with_its_profile_and_takes_no_user_s_file(original: P
     assert profile["iterations"] == 120
     kinds = {one["kind"] for one in report["experiments"]}
     assert kinds == {"baseline", "swap", "half", "grid"}
+
+
+def test_lichtfeld_is_diagnosed_with_lichtfeld_which_takes_the_swapped_data_sets(
+    original: Path, tmp_path: Path
+) -> None:
+    """The double reads every file of a data set as strictly as the build does: one it refused would be data_error."""
+    doom = [{"do": "launch_config", "at": 20, "below_init_scaling": 0.25}]
+    binary = install(tmp_path / "bin", "0.5.2", rules=doom)
+    options = split(original, tmp_path / "run", "training.trainer=lichtfeld", "patching.holdout_every=0")
+    report = diagnose(options, LichtfeldTrainer(binary, cache=tmp_path / "cache"), against="p000")
+    outcomes = {one["kind"]: one["failure"] for one in report["experiments"] if one["init_scaling"] < 0.25}
+    assert outcomes["swap"] == outcomes["half"] == outcomes["baseline"] == "launch_config"
+    assert first(report)[0] == "init_scaling"
+    assert report["profile"]["changes"] == {"init_scaling": 0.3}
 
 
 def test_a_diagnosis_goes_on_where_it_was_cut_off(original: Path, tmp_path: Path) -> None:

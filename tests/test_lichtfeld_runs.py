@@ -151,6 +151,25 @@ def test_a_run_that_cannot_recover_is_ended_at_once(tmp_path: Path, what: str, f
 
 
 @pytest.mark.parametrize(
+    ("what", "rule", "failure"),
+    [
+        ("spiral", "death_spiral", FailureClass.MCMC_COLLAPSE),
+        ("diverge", "divergence", FailureClass.NAN_DIVERGENCE),
+    ],
+)
+def test_a_verdict_on_its_health_ends_a_build_that_would_go_on(
+    tmp_path: Path, what: str, rule: str, failure: FailureClass
+) -> None:
+    settings = replace(SETTINGS, iterations=20_000, refine_stop=19_000)
+    request = lichtfeld_request(tmp_path, settings=settings)
+    result, _ = attempt(tmp_path, request=request, step_seconds=0.0002, **dies(what, 1000))
+    (verdict,) = [found for found in result.health["verdicts"] if found["severity"] == "stop"]
+    assert (verdict["rule"], result.failure, result.health["ended_by"]) == (rule, failure, "guard")
+    assert result.line == verdict["message"]
+    assert 1000 < result.last_step < 20_000
+
+
+@pytest.mark.parametrize(
     ("end", "failure", "said"),
     [
         ("no_ply", FailureClass.EXPORT_MISSING, "left no PLY in"),

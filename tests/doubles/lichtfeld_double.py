@@ -3,7 +3,7 @@
 `install(folder, version, **behaviour)` leaves an executable. Behaviour, all optional:
   rules         list of {do, at, below_init_scaling, above_init_scaling, above_cap, above_width}: the first whose
                 conditions hold ends the run at step `at` in the way `do` (lichtfeld_failures, or nan, collapse,
-                hang, hang_deaf, kill, segfault)
+                spiral, diverge, hang, hang_deaf, kill, segfault)
   start         libraries, no_driver or old_driver: it does not even answer --help
   end           no_ply, project_only, half_ply, two_splats, not_finite, flung, giant, faded, other_count, in_cwd,
                 stuck (never grows)
@@ -224,6 +224,10 @@ class Training:
             self.loss = "nan"
         elif what == "collapse":
             self.share = min(self.share * 1.3, 0.98)
+        elif what == "spiral":
+            self.share = 0.6
+        elif what == "diverge":
+            self.loss = 2.0
         elif what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "segfault":
