@@ -14,6 +14,7 @@ with every patch that had been trained before untouched. Ends with status 1 when
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import json
@@ -23,6 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ CALLS = ("write", "pwrite", "writev", "fsync", "fdatasync", "rename", "open", "m
 CALLS += ("unlink", "rmdir", "utime")
 FULL = "FULL"
 SETTINGS = ("training.max_cap=200", "training.device=cpu", "patching.max_cameras=5", "limits.grace_s=5")
+SETTINGS += ("retry.history=false",)  # only reads, and that of the folders of other cases
 DOUBLE = ("training.iterations=60", "training.refine_start=10", "patching.holdout_every=0")
 REAL = ("training.iterations=40", "training.refine_start=10", "training.refine_every=20", "training.sh_degree=0")
 REAL += ("training.checkpoint_every=15", "patching.holdout_every=4", "training.threads=1")
@@ -98,6 +101,17 @@ class Disk:
 
     def disarm(self) -> None:
         self.control.active = 0
+
+
+def warm_up(scene: Path, out: Path) -> None:
+    """A run in this process, so that its forks need not load libraries, machine code, fonts and templates again."""
+    from trainer_double import TrainerDouble
+
+    from splatpipe import pipeline
+
+    options = pipeline.RunOptions.resolve(scene, out, None, [*SETTINGS, *DOUBLE], None, None)
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        pipeline.run(options, stop=threading.Event(), trainer=TrainerDouble({"default": {"steps": 3}}))
 
 
 def call_splatpipe(scene: Path, out: Path, real: bool, log: Path) -> int:
@@ -284,10 +298,9 @@ def main() -> int:
 def run(given: argparse.Namespace, folder: Path) -> int:
     from scenes import synthetic_scene, write_scene
 
-    import splatpipe.pipeline  # noqa: F401  # loaded once, before the forks
-
     disk, scene = Disk(Path(os.environ["FAILING_DISK"])), folder / "scene"
     write_scene(scene, synthetic_scene(n_cameras=9, n_points=80))
+    warm_up(scene, folder / "warm")
     calls = record(disk, scene, folder, given.real)
     print(f"an undisturbed run makes {len(calls)} calls: {dict(Counter(call for call, _, _ in calls))}", flush=True)
     wanted = [one for one in calls if one[0] in given.calls.split(",") and re.search(given.files, one[2])]

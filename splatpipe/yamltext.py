@@ -32,7 +32,9 @@ def compose_yaml(text: str) -> tuple[yaml.Node | None, Any]:
     Raises `YamlProblem` for anything that is no such document, however odd.
     """
     try:
-        return yaml.compose(text, Loader=_Loader), yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise YamlProblem(error.problem or str(error), *((mark.line + 1, mark.column + 1) if mark else ())) from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from splatpipe.errors import ConfigError
 from splatpipe.files import read_json
 from splatpipe.patches.region import Ring, distance_to_ring, in_ring
+from splatpipe.scene.colmap import FARTHEST
 
 TOLERANCE = 1e-6  # of the layout's longer side; edges closer than this are one edge
 CORNERS = 3
@@ -115,6 +116,8 @@ def _ring(corners: Any, origin: str) -> Ring:
     if ring.ndim != 2 or ring.shape[1] not in (2, 3) or not np.isfinite(ring).all() or len(ring) < CORNERS:
         raise ConfigError(f"{origin}: must be at least three corners of two numbers each")
     ring = ring[:, :2]
+    if (np.abs(ring) > FARTHEST).any():
+        raise ConfigError(f"{origin}: has a corner farther out than {FARTHEST:g} scene units, where no scene is")
     ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]  # a closing corner repeats the first
     edges = [(ring[i - 1], ring[i]) for i in range(len(ring))]
     for i, one in enumerate(edges):

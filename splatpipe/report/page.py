@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,19 @@ def render_page(template: str, folders: Sequence[Path] = (), **values: Any) -> s
     blocks `title`, `lead`, `content`, `scripts`. `macros.html` has `chart`, `facts`, `badge` and `stat`.
     A chart is data: `charts.Chart(...).to_json()`.
     """
+    return _environment(tuple(folders)).get_template(template).render(**values)
+
+
+@cache
+def _environment(folders: tuple[Path, ...]) -> Environment:
+    """Kept, because it keeps the templates that it has compiled: a live report is rendered again and again."""
     loader = ChoiceLoader([FileSystemLoader(folder) for folder in (*folders, TEMPLATES)])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= words.FILTERS
     environment.globals["asset"] = _asset
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _asset(name: str) -> Markup:
