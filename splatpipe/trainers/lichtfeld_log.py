@@ -27,6 +27,7 @@ COMPLETED = re.compile(rf"Training completed in ({NUMBER})\s*s")
 FINAL_COUNT = re.compile(r"Final splats:\s*(\d+)")
 STOPPED = re.compile(r"Training stopped by user at iteration (\d+)")
 FINISHED = re.compile(r"Headless training completed")
+DAMAGED = re.compile(r"\d{19}")  # no number that LFS prints; larger ones fit into no database
 RANDOM_START = re.compile(r"No point cloud (?:found|provided)")
 
 LOST_POINTS = 0.5  # LFS reading fewer of our points than this does not train our patch
@@ -66,7 +67,7 @@ class LogReader:
         A log line often stands right behind the unfinished bar, so one line can tell several things. After an
         `error` nothing more is told: the child is being ended.
         """
-        if self.condemned:
+        if self.condemned or DAMAGED.search(line):
             return []
         events = [] if ADDED.search(line) else self.flush()
         for pattern, handle in self._HANDLERS:

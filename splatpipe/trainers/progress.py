@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
+MOST = 2**53  # what counts something in a trainer is less
 REFINEMENTS = 50  # relocated shares kept: the slope that announces a collapse shows in the last few
 
 
@@ -25,9 +26,9 @@ class Progress:
     def add(self, event: dict[str, Any]) -> None:
         """Take in one event; unknown ones count for nothing."""
         step = event.get("step")
-        if isinstance(step, int):
+        if _is_count(step):
             self.last_step = max(self.last_step, step)
-        if isinstance(event.get("gaussians"), int):
+        if _is_count(event.get("gaussians")):
             self.gaussians = event["gaussians"]
         match event["event"]:
             case "start":
@@ -66,7 +67,7 @@ class Progress:
 
     def _refine(self, event: dict[str, Any]) -> None:
         relocated, count = event.get("relocated"), event.get("gaussians")
-        if isinstance(relocated, int) and isinstance(count, int) and count:
+        if _is_count(relocated) and _is_count(count) and count:
             shares = self.health.setdefault("relocated_shares", [])
             shares.append(round(relocated / count, 4))
             del shares[:-REFINEMENTS]
@@ -74,3 +75,8 @@ class Progress:
     def summary(self) -> dict[str, Any]:
         """The health of the attempt as JSON data."""
         return {**self.health, "blind_cameras": list(self.blind_cameras)}
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    """Whether `value` is a whole number that counts something; a damaged line may hold one that no ledger takes."""
+    return isinstance(value, int) and 0 <= value < MOST
