@@ -136,8 +136,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return _validated(data, sources, problems)
 
 
-def config_from_dict(data: dict[str, Any], origin: str) -> Config:
+def config_from_dict(data: dict[Any, Any], origin: str) -> Config:
     """Settings that `Config.to_dict` gave, read back from `origin`. Raises `ConfigError`."""
+    data = {str(section): values for section, values in data.items()}
     return _validated(data, {(section,): _Source(origin) for section in data}, [])
 
 
