@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import mmap
 import os
@@ -110,7 +111,8 @@ def warm_up(scene: Path, out: Path) -> None:
     from splatpipe import pipeline
 
     options = pipeline.RunOptions.resolve(scene, out, None, [*SETTINGS, *DOUBLE], None, None)
-    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+    silence = io.StringIO()
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         pipeline.run(options, stop=threading.Event(), trainer=TrainerDouble({"default": {"steps": 3}}))
 
 
