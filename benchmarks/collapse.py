@@ -26,21 +26,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from patch_views import CACHE_BYTES, PatchViews
 from PIL import Image
 
 from splatpipe import pipeline
 from splatpipe.files import read_json, write_json
-from splatpipe.layout import PatchLayout, RunLayout
-from splatpipe.patches.dataset import read_dataset
+from splatpipe.layout import RunLayout
 from splatpipe.splatting import raster
-from splatpipe.splatting.loop import Training, TrainingData, TrainingFailure, TrainingJob, render
-from splatpipe.splatting.metrics import psnr
+from splatpipe.splatting.loop import Training, TrainingData, TrainingFailure, TrainingJob
 from splatpipe.splatting.settings import TrainSettings
-from splatpipe.splatting.views import ViewLoader, Views
+from splatpipe.splatting.views import Views
 
 DECOY_POINTS = 30
 DECOY_ZOOM = 8.0  # focal length over image width: a narrow view, lest the scene comes into it
-CACHE_BYTES = 2 << 30
 VARIANTS: dict[str, dict[str, float | bool]] = {
     "preset": {},
     "visible_only": {"visible_only": True},
@@ -49,24 +47,11 @@ VARIANTS: dict[str, dict[str, float | bool]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """One patch at training size: its training data and its hold-out views."""
-
-    data: TrainingData
-    holdout: Views
-
-
-def load_patch(scene: Path, width: int, folder: Path) -> Patch:
+def load_patch(scene: Path, width: int, folder: Path) -> PatchViews:
     """The whole scene as one normalised patch."""
     options = pipeline.RunOptions.resolve(scene, folder / "run", None, ["patching.max_cameras=100000"], None, None)
     pipeline.split(options, dry_run=False)
-    place = PatchLayout(RunLayout(options.layout.root).patch("p000").root)
-    inner, outer = read_dataset(place.root), read_dataset(place.holdout)
-    views, held = (
-        Views(one.names, one.image_paths, one.viewmats, one.Ks, one.sizes).resized(1.0, width) for one in (inner, outer)
-    )
-    return Patch(TrainingData(views, inner.points, inner.colors), held)
+    return PatchViews.read(RunLayout(options.layout.root).patch("p000"), width)
 
 
 def with_decoys(data: TrainingData, share: float, folder: Path) -> TrainingData:
@@ -135,7 +120,7 @@ class Cell:
         return f"{self.variant.replace(' ', '').replace('/', '_')}-{self.init_scaling:g}-{self.share:g}"
 
 
-def train(patch: Patch, wanted: Cell, settings: TrainSettings, checkpoints: Path) -> dict[str, Any]:
+def train(patch: PatchViews, wanted: Cell, settings: TrainSettings, checkpoints: Path) -> dict[str, Any]:
     """One cell: hold-out PSNR or the step of death, with the relocated shares of every refinement."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -147,23 +132,11 @@ def train(patch: Patch, wanted: Cell, settings: TrainSettings, checkpoints: Path
         try:
             params = training.run(lambda: False)
             alive = torch.sigmoid(params["opacities"].detach()) > settings.min_opacity
-            cell |= {"psnr": _holdout_psnr(params, patch.holdout, settings), "alive": float(alive.float().mean())}
+            cell |= {"psnr": round(patch.psnr(params, settings.sh_degree), 2), "alive": float(alive.float().mean())}
         except TrainingFailure as failure:
             cell |= {"dead_at": failure.step, "failure": failure.failure, "message": str(failure)}
     shares = training.health.relocated_shares
     return cell | {"relocated": shares, "seconds": round(time.monotonic() - started, 1)}
-
-
-def _holdout_psnr(params: Any, holdout: Views, settings: TrainSettings) -> float:
-    loader = ViewLoader(holdout, torch.device("cpu"), CACHE_BYTES)
-    values = []
-    with torch.no_grad():
-        for i in range(len(holdout)):
-            view = loader.get(i)
-            image = render(params, view, sh_degree=settings.sh_degree)[0].clamp(0, 1).numpy()
-            values.append(psnr(image, view.image.numpy()))
-    loader.close()
-    return round(float(np.mean(values)), 2)
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
