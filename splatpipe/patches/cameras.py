@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from splatpipe.compiled import compiled
 from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.sights import Sights
 from splatpipe.patches.visibility import Visibility
 
 MIN_CAMERAS_FOR_HOLDOUT = 8
@@ -27,20 +28,25 @@ def choose_cameras(
     counts: NDArray[np.int64],
     owner: NDArray[np.int32],
     seen: Visibility,
+    wanted: NDArray[np.int32],
+    sights: Sights,
     settings: PatchingSettings,
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Training cameras of a cell (ascending) and a reason for each: its home cameras, then what neighbours add.
+) -> tuple[NDArray[np.int64], tuple[str, ...], int]:
+    """Training cameras of a cell (ascending), a reason for each, and how many core points stay short of views.
 
-    `counts` is (C, cells) for all cameras of the scene, with rows of zeros for those that may not train. A
-    neighbour's camera comes first if it sees core points with fewer than `min_views` views; any other must have
-    `external_share` of its view in the core, and the one whose view adds most comes first, until the cap.
+    `counts` is (C, cells) for all cameras of the scene, with rows of zeros for those that may not train; `wanted` (P,)
+    are the views that each of the scene's points should keep. After the home cameras come those of neighbours that
+    observe core points with fewer views, matched or by sight. Any other must have `external_share` of its view in the
+    core, and the one whose view adds most comes first, until the cap.
     """
     total = np.maximum(counts.sum(axis=1), 1)
     reasons = {int(c): f"home: {counts[c, cell]:,} of the {total[c]:,} points it sees are in the core" for c in home}
     others = counts[:, cell] > 0
     others[home] = False
     table = _Views.of(cell, home, np.flatnonzero(others), counts[:, cell], owner, seen)
-    for camera, added in table.rescue(settings.max_cameras - len(home), settings.min_views):
+    core = np.flatnonzero(owner == cell)
+    missing = wanted - sights.beside(table.views, wanted, core, home)
+    for camera, added in table.rescue(settings.max_cameras - len(home), missing):
         reasons[camera] = (
             f"few views: sees {counts[camera, cell]:,} points of the core, {added:,} of them with fewer than "
             f"{settings.min_views} views"
@@ -50,8 +56,9 @@ def choose_cameras(
         reasons[camera] = (
             f"neighbour: sees {counts[camera, cell]:,} points of the core, worth {gain:.1f} points without other views"
         )
-    chosen = sorted(reasons)
-    return np.array(chosen, np.int64), tuple(reasons[c] for c in chosen)
+    chosen = np.array(sorted(reasons), np.int64)
+    missing -= table.views + sights.beside(table.views, missing, core, np.setdiff1d(chosen, home))
+    return chosen, tuple(reasons[int(c)] for c in chosen), int((missing[core] > 0).sum())
 
 
 @dataclass(eq=False)
@@ -80,9 +87,9 @@ class _Views:
         compiled(_inside)(seen.offsets, seen.points, candidates, owner, cell, points)
         return cls(candidates, offsets, points, seen.views(home, len(owner)), np.ones(len(candidates), bool))
 
-    def rescue(self, room: int, wanted: int) -> list[tuple[int, int]]:
-        """Up to `room` cameras, each with how many points it lifted that had fewer than `wanted` views."""
-        return [(camera, round(gain)) for camera, gain in self._greedy(room, wanted)] if wanted else []
+    def rescue(self, room: int, wanted: NDArray[np.int32]) -> list[tuple[int, int]]:
+        """Up to `room` cameras, each with how many points it lifted that had fewer than `wanted` (P,) views."""
+        return [(camera, round(gain)) for camera, gain in self._greedy(room, wanted)]
 
     def most_useful(self, room: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         """Up to `room` cameras, greedily by the sum of 1 / (1 + views so far) over the core points each sees.
@@ -90,9 +97,9 @@ class _Views:
         `allowed` is (C,) over the scene's cameras.
         """
         self.free &= allowed[self.candidates]
-        return self._greedy(room, 0)
+        return self._greedy(room, np.empty(0, np.int32))
 
-    def _greedy(self, room: int, wanted: int) -> list[tuple[int, float]]:
+    def _greedy(self, room: int, wanted: NDArray[np.int32]) -> list[tuple[int, float]]:
         rows, gains = np.empty(max(room, 0), np.int64), np.empty(max(room, 0))
         n = compiled(_choose)(self.offsets, self.points, self.views, self.free, wanted, rows, gains)
         return [(int(self.candidates[row]), float(gain)) for row, gain in zip(rows[:n], gains[:n], strict=True)]
@@ -111,7 +118,7 @@ def _inside(offsets, points, cameras, owner, cell, inside):  # type: ignore[no-u
 def _choose(offsets, points, views, free, wanted, rows, gains):  # type: ignore[no-untyped-def]
     """Fill `rows` and `gains` greedily and update `views` and `free`; how many were chosen.
 
-    With `wanted`, a camera's gain is the number of its points with fewer views than that; without, the sum of
+    With `wanted` (P,), a camera's gain is the number of its points with fewer views than that; empty, the sum of
     1 / (1 + views). No gain ever grows, so an old value is a bound, and only the camera with the largest bound has to
     be looked at again: the choice is the same as if all were, at a fraction of the cost.
     """
@@ -126,12 +133,12 @@ def _choose(offsets, points, views, free, wanted, rows, gains):  # type: ignore[
             break
         gain = 0.0
         for t in range(offsets[best], offsets[best + 1]):
-            if wanted == 0:
+            if len(wanted) == 0:
                 gain += 1.0 / (1 + views[points[t]])
-            elif views[points[t]] < wanted:
+            elif views[points[t]] < wanted[points[t]]:
                 gain += 1.0
         gain = np.floor(gain * 1e9 + 0.5) / 1e9  # equal gains must not differ by rounding
-        if wanted > 0 and gain == 0.0:
+        if len(wanted) > 0 and gain == 0.0:
             open_to[best] = False
             continue
         if gain < bounds[best]:
@@ -143,17 +150,6 @@ def _choose(offsets, points, views, free, wanted, rows, gains):  # type: ignore[
         for t in range(offsets[best], offsets[best + 1]):
             views[points[t]] += 1
     return chosen
-
-
-def short_of_views(
-    cell: int,
-    cameras: NDArray[np.int64],
-    owner: NDArray[np.int32],
-    seen: Visibility,
-    wanted: NDArray[np.int64],
-) -> int:
-    """How many points of a core have fewer views in `cameras` than `wanted` (P,) of the scene's points."""
-    return int(((owner == cell) & (seen.views(cameras, len(owner)) < wanted)).sum())
 
 
 def assign_holdout(holdout: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ from splatpipe.patches.seeded import cells_of_rings
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.sharing import cells_needed
 from splatpipe.patches.visibility import Visibility
+
+STARVING = 0.25  # a core with a larger share of its points short of views is cut, whatever that costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +107,24 @@ def _thinned(cell: Cell, cap: int) -> tuple[Cell, NDArray[np.int64]]:
 
 
 def cut_further(
-    cells: Sequence[Cell], which: Collection[int], positions: NDArray[np.float64], settings: PatchingSettings
+    cells: Sequence[Cell],
+    short: NDArray[np.float64],
+    room: int,
+    positions: NDArray[np.float64],
+    settings: PatchingSettings,
 ) -> list[Cell]:
-    """The cells with those numbered in `which` halved, where both halves keep `min_cameras` cameras of their own."""
+    """The cells with those halved that are too short of views, where both halves keep `min_cameras` of their own.
+
+    `short` (cells,) are the shares of their points; the worst come first. Above `max_short` as many are cut as there
+    is `room` for, above `STARVING` all.
+    """
     ground = np.ascontiguousarray(positions[:, :2].T)
-    found: list[Cell] = []
-    for i, cell in enumerate(cells):
-        halves = halve(cell, 2, ground, settings) if i in which and len(cell.rows) else None
-        pieces = [half for half, _ in halves or ()]
-        enough = pieces and min(len(piece.cameras) for piece in pieces) >= max(settings.min_cameras, 1)
-        found += pieces if enough else [cell]
-    return found
+    pieces = [[cell] for cell in cells]
+    for i in np.argsort(-short, kind="stable"):
+        if short[i] <= settings.max_short or (room < 1 and short[i] <= STARVING):
+            break
+        halves = halve(cells[i], 2, ground, settings) if len(cells[i].rows) else None
+        if halves and min(len(half.cameras) for half, _ in halves) >= max(settings.min_cameras, 1):
+            pieces[i] = [half for half, _ in halves]
+            room -= 1
+    return [piece for both in pieces for piece in both]

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.machine import usable_cores
-from splatpipe.patches.cameras import choose_cameras, short_of_views
+from splatpipe.patches.cameras import choose_cameras
 from splatpipe.patches.cell import Cell, owners, view_counts
 from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.sights import Sights
 from splatpipe.patches.visibility import Visibility
 from splatpipe.scene.arrays import Scene
 
@@ -39,10 +40,11 @@ class Chosen:
     reasons: tuple[tuple[str, ...], ...]  # by cell, for each camera
     short: tuple[int, ...]  # by cell: points with fewer than `min_views` views, though the scene has more
 
-    def starving(self, settings: PatchingSettings) -> set[int]:
-        """Cells in which too many points are short of views."""
+    @property
+    def short_shares(self) -> NDArray[np.float64]:
+        """(cells,) share of each core's points that are short of views."""
         points = np.bincount(self.owner[self.owner >= 0], minlength=len(self.cells))
-        return {i for i, n in enumerate(self.short) if n > settings.max_short * points[i]}
+        return np.array(self.short) / np.maximum(points, 1)
 
 
 def choose_for_all(cells: Sequence[Cell], ground: Ground, settings: PatchingSettings) -> Chosen:
@@ -53,11 +55,11 @@ def choose_for_all(cells: Sequence[Cell], ground: Ground, settings: PatchingSett
     may_train = np.zeros((n_cameras, 1), np.int64)
     may_train[ground.training] = 1
     trains = counts * may_train
-    wanted = np.minimum(seen.views(ground.training, len(owner)), settings.min_views)
+    wanted = np.minimum(seen.views(ground.training, len(owner)), np.int32(settings.min_views))
+    sights = Sights.of(ground.scene)
 
     def choose(i: int) -> tuple[NDArray[np.int64], tuple[str, ...], int]:
-        cameras, reasons = choose_cameras(i, cells[i].cameras, trains, owner, seen, settings)
-        return cameras, reasons, short_of_views(i, cameras, owner, seen, wanted)
+        return choose_cameras(i, cells[i].cameras, trains, owner, seen, wanted, sights, settings)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         cameras, reasons, short = zip(*pool.map(choose, range(len(cells))), strict=True)

@@ -12,6 +12,7 @@ from splatpipe.errors import SceneError
 from splatpipe.machine import usable_cores
 from splatpipe.patches.box import Box
 from splatpipe.patches.cameras import assign_holdout, choose_holdout
+from splatpipe.patches.cell import Cell
 from splatpipe.patches.cells import cut_further, cut_into_cells
 from splatpipe.patches.choosing import Chosen, Ground, choose_for_all
 from splatpipe.patches.drawn import Layout, drawn_rings, grid_layout, straight_cuts
@@ -21,6 +22,7 @@ from splatpipe.patches.patch import Patch, point_roles
 from splatpipe.patches.region import Ring
 from splatpipe.patches.remarks import few_views, over_limits, remarks
 from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.sharing import most_cells
 from splatpipe.patches.visibility import visibility
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.findings import Finding
@@ -60,12 +62,7 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
         )
     cut = cut_into_cells(positions, seen, training, settings, _layout(settings, positions))
     ground = Ground(scene, positions, outliers.points, seen, training)
-    chosen = choose_for_all(cut.cells, ground, settings)
-    while starving := chosen.starving(settings):
-        further = cut_further(chosen.cells, starving, positions, settings)
-        if len(further) == len(chosen.cells):
-            break
-        chosen = choose_for_all(further, ground, settings)
+    chosen = _chosen(cut.cells, ground, settings)
     patches = _patches(chosen, ground, frame, holdout, settings)
     blind = np.flatnonzero(~sees & ~outliers.cameras)
     unplaced = np.setdiff1d(cut.unplaced, np.concatenate(chosen.cameras))
@@ -84,6 +81,18 @@ def _layout(settings: PatchingSettings, positions: NDArray[np.float64]) -> Layou
         return None
     rings = drawn_rings(settings.cells)
     return straight_cuts(rings) or rings
+
+
+def _chosen(cells: tuple[Cell, ...], ground: Ground, settings: PatchingSettings) -> Chosen:
+    """Cameras for all cells, which are cut further as long as too many points are short of views and that can help."""
+    most = most_cells(len(ground.training), settings)
+    chosen = choose_for_all(cells, ground, settings)
+    while True:
+        cells = chosen.cells
+        further = cut_further(cells, chosen.short_shares, most - len(cells), ground.positions, settings)
+        if len(further) == len(cells):
+            return chosen
+        chosen = choose_for_all(further, ground, settings)
 
 
 def _patches(

@@ -55,15 +55,15 @@ def over_limits(
 
 
 def few_views(patches: Sequence[Patch], short: Sequence[int], settings: PatchingSettings) -> list[Finding]:
-    """Points that have more views in the scene than the cap leaves room for; `short` counts them by patch."""
+    """Points with more matched views in the scene than they have, matched or by sight, in their patch: `short`."""
     counts = {patch.id: n for patch, n in zip(patches, short, strict=True) if n}
     if not counts:
         return []
     total = sum(int((patch.point_role == Role.CORE).sum()) for patch in patches)
     worst = max(counts, key=lambda patch: counts[patch])
     message = (
-        f"{sum(counts.values()):,} of {total:,} points ({sum(counts.values()) / total:.1%}) have fewer than "
+        f"{sum(counts.values()):,} of {total:,} points ({sum(counts.values()) / total:.2%}) have fewer than "
         f"patching.min_views ({settings.min_views}) views in their patch though the scene has more, most in {worst} "
-        f"({counts[worst]:,}); a lower patching.max_short or a larger patching.reserve gives them room in more patches"
+        f"({counts[worst]:,}); a larger patching.max_extra gives them room in more patches"
     )
     return [Finding("few_views", "note", message, {"points": counts})]

@@ -31,7 +31,8 @@ class PatchingSettings:
     max_extent: Limit = 0.0  # longer side of one core's points on the ground, in scene units; 0: no limit
     vram_gb: Limit = 0.0  # GPU memory of one training, from which caps for cameras and Gaussians follow; 0: no limit
     min_views: Annotated[int, Ge(0)] = 3  # views that every core point keeps, where the scene has them
-    max_short: Share = 0.25  # a core in which a larger share of points has fewer is cut further; 0: until none has
+    max_short: Share = 0.01  # a core in which a larger share of points has fewer is cut further, within max_extra
+    max_extra: Limit = 0.15  # patches above the fewest that max_cameras allows, for the sake of views, as a share
     frame: FrameName | Matrix = "auto"  # the plane in which cuts are made; a matrix: rows are two ground axes and up
     grid: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None  # columns and rows to cut along first
     cells: str | tuple[tuple[Corner, ...], ...] | None = None  # rectangles on the map, or a GeoJSON file of them

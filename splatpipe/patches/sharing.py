@@ -6,7 +6,14 @@ import math
 
 from splatpipe.patches.settings import PatchingSettings
 
-EXTRA = 1.15  # cells at most, over the fewest that the cap allows, for the sake of the reserve
+
+def most_cells(cameras: int, settings: PatchingSettings) -> int:
+    """Cells at most for so many home cameras, for the sake of views: `max_extra` above the fewest that the cap allows.
+
+    A `reserve` that needs more than that was asked for.
+    """
+    fewest = max(math.ceil(cameras / settings.max_cameras), 1)
+    return math.floor(max(1 + settings.max_extra, 1 / (1 - settings.reserve)) * fewest + 1e-9)
 
 
 def cells_needed(cameras: int, settings: PatchingSettings) -> int:
@@ -15,8 +22,7 @@ def cells_needed(cameras: int, settings: PatchingSettings) -> int:
     Rounding up must not cost more than the reserve is worth: where it would, the reserve gives way.
     """
     fewest = max(math.ceil(cameras / settings.max_cameras), 1)
-    most = math.floor(max(EXTRA, 1 / (1 - settings.reserve)) * fewest + 1e-9)
-    return max(min(math.ceil(cameras / _reserved(settings)), most), fewest)
+    return max(min(math.ceil(cameras / _reserved(settings)), most_cells(cameras, settings)), fewest)
 
 
 def _reserved(settings: PatchingSettings) -> int:
