@@ -157,7 +157,7 @@ def noise(record: Row, steps: Sequence[int]) -> str:
         spread = [stdev(values) for values in found if len(values) > 1]
         if spread:
             rms = mean(value**2 for value in spread) ** 0.5
-            told.append(f"{rms:.2f} dB at {step} steps ({len(spread)} trainings)")
+            told.append(f"{rms:.2f} dB at {step} steps (n = {len(spread)})")
     return "Standard deviation between seeds: " + ("; ".join(told) or "unknown, as all have one seed")
 
 
