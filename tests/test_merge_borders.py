@@ -9,14 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from scipy.special import expit
 from test_merge import IDENTITY, INF, Area, assert_accounted, slab, splats_at, write_part
 
 from splatpipe.merge.clean import RULES, Cleaning
 from splatpipe.merge.colors import ColorFit
 from splatpipe.merge.join import Borders, MergePart, merge_splats
+from splatpipe.merge.ownership import distance, touching
 from splatpipe.merge.settings import MergeSettings
 from splatpipe.patches.box import Box
+from splatpipe.patches.region import regions_of
 from splatpipe.splatting.ply import Splats, from_rows, read_splats, to_rows, write_splats
 
 LEFT, RIGHT = slab("p000", -INF, 0), slab("p001", 0, INF)
@@ -106,6 +109,39 @@ def test_a_wide_gaussian_counts_by_its_mass_and_not_by_its_centre(tmp_path: Path
     assert [part.shared for part in report.parts] == [0, 1]
     before, after = expit(2.0), expit(float(merged.opacities[-1]))
     assert np.log1p(-after) / np.log1p(-before) == pytest.approx(1 - 0.8413, abs=1e-3)
+
+
+ELL = np.array([[0.0, 0], [6, 0], [6, 2], [2, 2], [2, 6], [0, 6]])
+
+
+def test_in_a_drawn_outline_a_wide_gaussian_counts_by_its_mass_too(tmp_path: Path) -> None:
+    """Held against 200,000 random places of each Gaussian; the shares of all patches make up the whole."""
+    rng = np.random.default_rng(0)
+    splats = splats_at(rng.uniform([-1, -1, -1], [7, 7, 1], (12, 3)))
+    splats.scales[:] = rng.uniform(-1, 1.5, (12, 3))
+    patches = [Area(f"p{i:03d}", core, core.grown(0.3)) for i, core in enumerate(regions_of([ELL], rest=True))]
+    parts = [write_part(tmp_path, patch.id, splats) for patch in patches]
+    report = merge_splats(parts, tmp_path / "a.ply", patches, IDENTITY, borders=Borders(share_wide=True))
+    assert_accounted(report)
+    merged = read_splats(tmp_path / "a.ply")
+    count = report.parts[0].kept
+    thickness = -np.log1p(-expit(merged.opacities.astype(np.float64))) / -np.log1p(-expit(2.0))
+    for i in range(12):
+        turn = Rotation.from_quat(splats.quats[i], scalar_first=True).as_matrix()
+        places = splats.means[i] + (rng.normal(size=(200_000, 3)) * np.exp(splats.scales[i])) @ turn.T
+        expected = patches[0].core.contains(places.astype(np.float64)).mean()
+        mine = (merged.means == splats.means[i]).all(axis=1)
+        assert thickness[:count][mine[:count]].sum() == pytest.approx(expected, abs=0.03)
+        assert thickness[mine].sum() == pytest.approx(1, abs=0.02)
+
+
+def test_outlines_touch_and_lie_apart_by_what_was_drawn_and_not_by_their_boxes() -> None:
+    """A square in the notch of the L lies within its box, and one unit from it."""
+    square = np.array([[3.0, 3], [5, 3], [5, 5], [3, 5]])
+    ell, inner, _ = regions_of([ELL, square], rest=True)
+    assert not touching(ell.grown(0.5), inner) and touching(ell.grown(1.2), inner)
+    places = np.array([[1.0, 1, 0], [3, 3, 0], [4, 5, 9], [9, 2, 0]])
+    np.testing.assert_allclose(distance(ell, places), [0, 1, 2, 3])
 
 
 def test_sharing_and_filling_do_not_depend_on_the_order_of_the_parts(tmp_path: Path) -> None:

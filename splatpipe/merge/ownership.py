@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.merge.grid import Grid
-from splatpipe.merge.rows import Rows, log_widest, share_in, spreads
+from splatpipe.merge.mass import scaled_axes, share_in
+from splatpipe.merge.rows import Rows, log_widest
 from splatpipe.patches.box import Box
 from splatpipe.patches.frame import Frame
+from splatpipe.patches.region import Region, meet
 
 NOBODY = -1
 LEAST_SHARE = 0.01  # of a wide Gaussian's mass; with less a patch does not claim it
@@ -117,12 +119,12 @@ class Ownership:
         wide = np.flatnonzero(log_widest(rows) > self._widest)
         if not len(wide):
             return
-        centers, sigmas = points[wide], spreads(rows[wide], self.frame.rotation)
-        mass = share_in(me.core, centers, sigmas)
+        centers, axes = points[wide], scaled_axes(rows[wide], self.frame.rotation)
+        mass = share_in(me.core, centers, axes)
         for hole in self._holes:
             heirs = [one for one in self._trained if touching(one.buffered, hole.core)]
             if me in heirs:
-                mass += share_in(hole.core, centers, sigmas) / len(heirs)
+                mass += share_in(hole.core, centers, axes) / len(heirs)
         shares[wide] = np.where(mass < LEAST_SHARE, 0.0, np.where(mass > 1 - LEAST_SHARE, 1.0, mass))
 
     def _nearest_trained(self, points: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -137,9 +139,13 @@ class Ownership:
 
 
 def distance(box: Box, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) Euclidean distance of (N, 3) points to a box of the same frame, 0 inside."""
+    """(N,) Euclidean distance of (N, 3) points to a core of the same frame, 0 inside.
+
+    To the part of an outline that a box cuts off, the larger of the distances to both, which may be too little.
+    """
     outside = np.maximum(np.maximum(box.lower - points, points - box.upper), 0)
-    return np.sqrt((outside**2).sum(axis=1))
+    away = np.sqrt((outside**2).sum(axis=1))
+    return np.maximum(away, box.outside(points)) if isinstance(box, Region) else away
 
 
 def reach(territories: Sequence[Territory]) -> float:
@@ -160,5 +166,7 @@ def margin(territory: Territory) -> float:
 
 
 def touching(a: Box, b: Box) -> bool:
-    """Whether two boxes of the same frame have a place, or a face, in common."""
-    return bool(np.all((a.lower <= b.upper) & (b.lower <= a.upper)))
+    """Whether two boxes of the same frame have a place, or a face, in common; of outlines, what a search finds."""
+    if not np.all((a.lower <= b.upper) & (b.lower <= a.upper)):
+        return False
+    return meet(a, b) if isinstance(a, Region) and isinstance(b, Region) else True

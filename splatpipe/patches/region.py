@@ -12,6 +12,7 @@ from splatpipe.compiled import fast
 from splatpipe.patches.box import Box
 
 Ring = NDArray[np.float64]  # (K, 2) corners on the ground, the first not repeated
+PROBES = 48  # places each way at which a common one of two regions is looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +37,23 @@ class Region(Box):
         for other in self.others:
             inside &= ~in_ring(other, places)
         if self.margin:
-            for edge in self.others if self.ring is None else (self.ring,):
+            for edge in self.edges:
                 inside |= distance_to_ring(edge, places) < self.margin
         return inside
+
+    @property
+    def edges(self) -> tuple[Ring, ...]:
+        """The rings that bound it, as far as they lie in its box."""
+        return self.others if self.ring is None else (self.ring,)
+
+    def outside(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) distance from points (N, 3) to the outline, its box left out; 0 inside."""
+        places = np.ascontiguousarray(points[:, :2])
+        away = np.full(len(places), np.inf)
+        for edge in self.edges:
+            np.minimum(away, distance_to_ring(edge, places), out=away)
+        away[self._in_outline(places)] = 0
+        return np.maximum(away - self.margin, 0)
 
     def cut(self, axis: int, at: float) -> tuple[Region, Region]:
         below, above = Box.cut(self, axis, at)
@@ -75,6 +90,20 @@ def regions_of(rings: list[Ring], rest: bool) -> list[Region]:
     left = rings if rest else rings[:-1]
     everything = Box.everything()
     return [*regions[: len(left)], Region(everything.lower, everything.upper, None, tuple(left))]
+
+
+def meet(one: Region, other: Region) -> bool:
+    """Whether two regions have a place in common: one of their corners, or of a grid over both their boxes."""
+    if not one.edges and not other.edges:
+        return True  # parts of the whole ground, whose boxes say all
+    corners = np.concatenate([*one.edges, *other.edges])
+    low = np.maximum.reduce([one.lower[:2], other.lower[:2], corners.min(axis=0)])
+    high = np.minimum.reduce([one.upper[:2], other.upper[:2], corners.max(axis=0)])
+    steps = (np.arange(PROBES) + 0.5) / PROBES
+    grid = np.stack(np.meshgrid(*(low[axis] + steps * (high - low)[axis] for axis in (0, 1))), axis=-1).reshape(-1, 2)
+    places = np.concatenate([corners, grid])
+    places = np.column_stack([places, np.zeros(len(places))])
+    return bool((one.contains(places) & other.contains(places)).any())
 
 
 def in_ring(ring: Ring, places: NDArray[np.float64]) -> NDArray[np.bool_]:
