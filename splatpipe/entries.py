@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sqlite3
@@ -105,13 +106,13 @@ class ProbeRecord:
     seconds: float
 
     @classmethod
-    def of(cls, attempt: Attempt, key: str) -> ProbeRecord:
+    def of(cls, attempt: Attempt) -> ProbeRecord:
         """Of a probe that has ended."""
         request = attempt.request
         return cls(
             request.patch_id,
             request.init_scaling,
-            key,
+            probe_key(request),
             request.to_json(),
             attempt.failure,
             attempt.line,
@@ -119,6 +120,13 @@ class ProbeRecord:
             attempt.health.get("psnr") if attempt.failure is None else None,
             attempt.seconds,
         )
+
+
+def probe_key(request: TrainRequest) -> str:
+    """Identifies what a probe trains, wherever it runs."""
+    data = request.to_json()
+    facts = {name: data[name] for name in ("trainer", "init_scaling", "settings", "skip_cameras", "similarity")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def patch_of(row: sqlite3.Row) -> PatchRecord:

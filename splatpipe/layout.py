@@ -203,9 +203,13 @@ class RunLayout:
     def patch(self, patch_id: str) -> PatchLayout:
         return PatchLayout(self.patches / patch_id)
 
+    @property
+    def probes(self) -> Path:
+        return self.root / "probes"
+
     def probe(self, patch_id: str, n: int) -> AttemptLayout:
         """A short training that helps to decide the first rung."""
-        return AttemptLayout(self.root / "probes" / patch_id / f"{n:02d}")
+        return AttemptLayout(self.probes / patch_id / f"{n:02d}")
 
     @property
     def slurm(self) -> Path:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from dataclasses import dataclass, replace
 
 from splatpipe.config import Config
 from splatpipe.crew import Crew
-from splatpipe.entries import PatchRecord, ProbeRecord
+from splatpipe.entries import PatchRecord, ProbeRecord, probe_key
 from splatpipe.executors.base import Slot
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
@@ -19,16 +17,16 @@ from splatpipe.planning import PlannedPatch
 from splatpipe.policy.history import ALIKE, Learned, likeness
 from splatpipe.policy.probe import Choice, Probed, decide, doubts, next_probe
 from splatpipe.progress import RunProgress
+from splatpipe.records import AttemptRecord, write_record
 from splatpipe.trainers.base import Attempt, TrainRequest
 from splatpipe.trainers.supervise import end_orphan
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One short training that is to be made, and what identifies it."""
+    """One short training that is to be made."""
 
     request: TrainRequest
-    key: str
 
 
 class Prober:
@@ -108,7 +106,8 @@ class Prober:
         files = probe.request.files
         shutil.rmtree(files.checkpoints, ignore_errors=True)
         files.splat.unlink(missing_ok=True)  # nobody needs it; log and events stay as evidence
-        self._ledger.put_probe(ProbeRecord.of(attempt, probe.key))
+        write_record(AttemptRecord(replace(attempt, splat=None)))
+        self._ledger.put_probe(ProbeRecord.of(attempt))
 
     def _probed(self, planned: PlannedPatch, slot: Slot) -> list[Probed] | Probe:
         """What rung after rung said until one survived; or the first that is not on record yet."""
@@ -120,7 +119,7 @@ class Prober:
             if rung is None:
                 break
             request = self._request(planned.at(rung), number, slot)
-            record = known.get((rung, key_of(request)))
+            record = known.get((rung, probe_key(request)))
             if record is None:
                 spent = sum(one.seconds for one in records)
                 if self._settings.max_seconds and spent >= self._settings.max_seconds:
@@ -152,27 +151,19 @@ class Prober:
 
     def _prepared(self, request: TrainRequest, seconds: float) -> Probe:
         """The probe, with its folder cleared of what is not its own."""
-        key = key_of(request)
         end_orphan(request.files)
-        if _left_by_another(request, key):
+        if _left_by_another(request):
             shutil.rmtree(request.out)
         limits = replace(request.limits, wall_s=min(filter(None, (request.limits.wall_s, seconds)), default=0.0))
-        return Probe(replace(request, limits=limits), key)
+        return Probe(replace(request, limits=limits))
 
 
-def key_of(request: TrainRequest) -> str:
-    """Identifies what a probe trains, wherever it runs."""
-    data = request.to_json()
-    facts = {name: data[name] for name in ("trainer", "init_scaling", "settings", "skip_cameras", "similarity")}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _left_by_another(request: TrainRequest, key: str) -> bool:
+def _left_by_another(request: TrainRequest) -> bool:
     """Whether the folder holds another probe, or one that nobody can read."""
     if not request.out.exists():
         return False
     try:
-        return key_of(TrainRequest.from_json(read_json(request.files.request))) != key
+        return probe_key(TrainRequest.from_json(read_json(request.files.request))) != probe_key(request)
     except (OSError, ValueError, KeyError, TypeError):
         return True
 

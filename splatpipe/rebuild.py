@@ -1,11 +1,11 @@
-"""A run's ledger, made anew from the folders of its attempts when it is gone or damaged."""
+"""A run's ledger, made anew from the folders of its attempts and probes when it is gone or damaged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from splatpipe.entries import Outcome
+from splatpipe.entries import Outcome, ProbeRecord
 from splatpipe.errors import EnvironmentProblem, LedgerDamaged
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json
@@ -24,7 +24,8 @@ def open_ledger(layout: RunLayout, trainer: Trainer | None, say: Callable[[str],
     `trainer` reads the events of attempts that left no record. Needs the run's lock.
     """
     try:
-        if _attempt_folders(layout) and not (layout.ledger.exists() and layout.ledger.stat().st_size):
+        tried = _folders(layout.attempts) or _folders(layout.probes)
+        if tried and not (layout.ledger.exists() and layout.ledger.stat().st_size):
             raise LedgerDamaged(f"{layout.ledger}: the ledger is gone.")
         ledger = Ledger(layout.ledger)
         try:
@@ -49,9 +50,9 @@ def open_ledger(layout: RunLayout, trainer: Trainer | None, say: Callable[[str],
 
 
 def restore(ledger: Ledger, layout: RunLayout, trainer: Trainer | None) -> int:
-    """Enter every attempt that is on disk, and the outcomes that follow; the number of attempts."""
+    """Enter every attempt that is on disk, the outcomes that follow, and probes; the number of attempts."""
     count = 0
-    for folder in _attempt_folders(layout):
+    for folder in _folders(layout.attempts):
         found = [one for one in (_restored(layout, path, trainer) for path in _numbered(folder)) if one is not None]
         if not found:
             continue
@@ -61,6 +62,10 @@ def restore(ledger: Ledger, layout: RunLayout, trainer: Trainer | None) -> int:
         ledger.put_patch(folder.name, cameras=0, points=0)  # what was measured is entered by the plan
         ledger.set_outcome(folder.name, *_outcome(found[-1].attempt))
         count += len(found)
+    for folder in _folders(layout.probes):
+        records = [read_record(layout, path) for path in _numbered(folder)]
+        for record in filter(None, records):
+            ledger.put_probe(ProbeRecord.of(record.attempt))
     return count
 
 
@@ -70,7 +75,7 @@ def _restored(layout: RunLayout, folder: Path, trainer: Trainer | None) -> Attem
     if record is not None and record.attempt.failure is not FailureClass.INTERRUPTED:
         return record
     try:
-        request = placed(TrainRequest.from_json(read_json(AttemptLayout(folder).request)), layout)
+        request = placed(TrainRequest.from_json(read_json(AttemptLayout(folder).request)), layout, folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return record  # it never began, or its request is damaged
     whole = recover(trainer, request) if trainer is not None else None
@@ -100,8 +105,8 @@ def _outcome(last: Attempt) -> tuple[Outcome, str | None, dict[str, object]]:
     return Outcome.PENDING, None, {}
 
 
-def _attempt_folders(layout: RunLayout) -> list[Path]:
-    return sorted(path for path in layout.attempts.glob("*") if path.is_dir())
+def _folders(of_patches: Path) -> list[Path]:
+    return sorted(path for path in of_patches.glob("*") if path.is_dir())
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -39,11 +39,11 @@ def write_record(record: AttemptRecord) -> None:
 
 
 def read_record(layout: RunLayout, folder: Path) -> AttemptRecord | None:
-    """The record in an attempt's folder, with the paths of where the run is now; None without a whole one."""
+    """The record in an attempt's or a probe's folder, with the paths of where the run is now; None if none is whole."""
     try:
         data = read_json(AttemptLayout(folder).record)
         sha256, remedy, why = data.pop("sha256"), data.pop("remedy"), data.pop("why")
-        request = placed(TrainRequest.from_json(data.pop("request")), layout)
+        request = placed(TrainRequest.from_json(data.pop("request")), layout, folder)
         failure = FailureClass(data["failure"]) if data["failure"] else None
         data["warnings"] = tuple(data["warnings"])
         splat = None if failure else request.files.splat
@@ -53,10 +53,9 @@ def read_record(layout: RunLayout, folder: Path) -> AttemptRecord | None:
     return AttemptRecord(attempt, remedy, why, sha256)
 
 
-def placed(request: TrainRequest, layout: RunLayout) -> TrainRequest:
-    """The request with the folders of `layout`, to which the run may have been moved."""
-    out = layout.attempt(request.patch_id, request.attempt).root
-    return replace(request, dataset=layout.patch(request.patch_id).root, out=out)
+def placed(request: TrainRequest, layout: RunLayout, folder: Path) -> TrainRequest:
+    """The request that was found in `folder`, with the places of `layout`, to which the run may have been moved."""
+    return replace(request, dataset=layout.patch(request.patch_id).root, out=folder)
 
 
 def digest(path: Path) -> str:

@@ -172,6 +172,16 @@ def test_probes_that_were_interrupted_go_on_and_those_that_were_done_stay(scene:
     assert (tmp_path / "probes" / "p000" / "01" / "events.jsonl").read_text() == first
 
 
+def test_probes_outlive_the_ledger(scene: Path, tmp_path: Path) -> None:
+    assert run(scene, tmp_path, BELOW) == 0
+    (before,) = patches(tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    assert run(scene, tmp_path, {"fails": "sigsegv"}) == 0  # which nobody would survive who were trained again
+    (after,) = patches(tmp_path)
+    assert len(after["probes"]) == 3
+    assert (after["probes"], after["outcome"]) == (before["probes"], "trained")
+
+
 def test_the_time_for_probes_is_bounded(scene: Path, tmp_path: Path) -> None:
     assert run(scene, tmp_path, {"step_s": 0.02}, "probe.max_seconds=0.1") == 0
     (patch,) = patches(tmp_path)

@@ -69,6 +69,7 @@ class Publisher:
             if final or (folder / "attempt.json").is_file():
                 yield from (folder / name for name in OF_AN_ATTEMPT if (folder / name).is_file())
             yield from sorted((folder / "checkpoints").glob("step_*"))[-1:]
+        yield from sorted(self.layout.probes.glob("*/*/attempt.json"))
         if not final:
             return
         for pattern in OF_A_RUN:

@@ -77,7 +77,8 @@ def fetch_run(store: Store, layout: RunLayout, scene: Path, say: Callable[[str],
     records. So do patches, which are cut from the scene.
     """
     files = store.files()
-    wanted = [file for key, file in files.items() if key.startswith("attempts/") and not key.endswith(".part")]
+    tried = [file for key, file in files.items() if key.startswith(("attempts/", "probes/"))]
+    wanted = [file for file in tried if not file.key.endswith(".part")]
     if "run.yml" not in files:
         return
     say(f"going on with the run in {store.address}: fetching {len(wanted)} files into {layout.root}")
