@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from splatpipe import pipeline
 from splatpipe.config import Config
 from splatpipe.errors import RunFolderError
 from splatpipe.layout import RunLayout
-from splatpipe.report import live
+from splatpipe.report import live, write
 from splatpipe.report.curves import health_charts, read_attempt
 from splatpipe.report.figures import extent_against_rung, schedule
 from splatpipe.report.ground import draw_ground
@@ -134,6 +135,13 @@ def test_the_map_places_points_and_cameras_as_the_cutting_frame_does(layout: Run
             assert not within or (in_x and in_y)
 
 
+def test_names_stand_on_the_map_where_they_fit_and_on_a_crowded_one_nowhere(layout: RunLayout) -> None:
+    patches = read_scenery(layout, 10_000)
+    assert all(one["fits"] for one in draw_ground(patches)["patches"])
+    long = [replace(one, id=f"p{i:090d}") for i, one in enumerate(patches)]
+    assert not any(one["fits"] for one in draw_ground(long)["patches"])
+
+
 def test_scenery_is_in_scene_coordinates(layout: RunLayout) -> None:
     scene = synthetic_scene(n_cameras=25, n_points=400)
     centers = {name: center for name, center in zip(scene.names, scene.centers, strict=True)}
@@ -163,6 +171,17 @@ def test_figures_say_when_attempts_ran_and_which_rung_each_extent_needed() -> No
     assert x0 == x1 < x2
     assert y1 < y0  # up is a larger rung
     assert schedule([{"id": "p000", "attempts": []}]) is None
+    late = {"id": "p002", "attempts": []}
+    crowd = schedule([late, *reversed(patches)], many=True)
+    assert crowd is not None
+    assert [row["id"] for row in crowd["rows"]] == ["p000", "p001"], "in the order in which they began"
+
+
+def test_of_many_hold_out_views_the_telling_ones_are_shown() -> None:
+    views = [{"name": f"{n}.jpg", "psnr": float((7 * n) % 101)} for n in range(101)]
+    shown = [view["psnr"] for view in write.telling(views)]
+    assert shown == [0, 1, 2, 3, 48, 49, 50, 51, 97, 98, 99, 100]
+    assert write.telling(views[:12]) == views[:12]
 
 
 def test_the_most_visible_gaussians_survive_thinning(tmp_path: Path) -> None:

@@ -109,6 +109,31 @@ def test_a_click_on_the_map_shows_that_patch_and_no_other(open_report: Callable[
         assert page.url.endswith(f"#{patch}")
 
 
+def test_the_list_shows_one_outcome_and_sorts_by_a_column(open_report: Callable[[int, int], Watched]) -> None:
+    watched = open_report(1280, 900)
+    page = watched.page
+    rows = page.locator("table.patches tbody tr:visible")
+    everything = rows.count()
+    kinds = page.locator(".filters button[data-kind]").evaluate_all("all => all.map((one) => one.dataset.kind)")
+    for kind in [kind for kind in kinds if kind]:
+        page.locator(f'.filters button[data-kind="{kind}"]').click()
+        shown = rows.evaluate_all("all => all.map((one) => one.dataset.kind)")
+        assert set(shown) == {kind} and 0 < len(shown) < everything
+        page.locator('.filters button[data-kind=""]').click()
+    page.locator("table.patches th", has_text="Gaussians").click()
+
+    def counts() -> list[float]:
+        return [float(value) for value in page.locator("table.patches td.roomy").evaluate_all(
+            "all => all.map((one) => one.dataset.order)")]  # fmt: skip
+
+    assert rows.count() == everything and counts() == sorted(counts())
+    page.locator("table.patches th", has_text="Gaussians").click()
+    assert counts() == sorted(counts(), reverse=True)
+    page.reload()  # as it does by itself while a run goes on
+    assert counts() == sorted(counts(), reverse=True)
+    assert watched.errors == []
+
+
 def test_the_slider_uncovers_the_photograph(open_report: Callable[[int, int], Watched]) -> None:
     page = open_report(1280, 900).page
     pair = page.locator("#merged .compare").first

@@ -71,7 +71,9 @@ class Coverage:
             return
         color, height = ("red" if missing else "orange"), size[1] * factor
         draw.rectangle((left, height - top, right - 1, height - bottom - 1), outline=color, width=3 if missing else 1)
-        draw.text((left + 4, height - top + 4), territory.id, fill=color, font=ImageFont.load_default(12))
+        font = ImageFont.load_default(12)
+        if missing or 8 + font.getlength(territory.id) <= right - left:  # names over each other tell nothing
+            draw.text((left + 4, height - top + 4), territory.id, fill=color, font=font)
 
 
 class CoverageTally:

@@ -42,9 +42,9 @@ class Chart:
     log: bool = False  # logarithmic y axis; values that are not above 0 are left out then
     share: bool = False  # y begins at 0 and is shown in per cent
 
-    def to_json(self) -> dict[str, Any]:
-        """Thinned to what can be seen, with numbers that JSON can say."""
-        step = max(1, -(-len(self.x) // MOST_POINTS))
+    def to_json(self, most: int = MOST_POINTS) -> dict[str, Any]:
+        """Thinned to `most` points and the last, with numbers that JSON can say."""
+        step = max(1, -(-len(self.x) // most))
         kept = sorted({*range(0, len(self.x), step), *([len(self.x) - 1] if len(self.x) else [])})
         lines = [
             {"label": line.label, "color": line.color, "values": [self._shown(line.values[i]) for i in kept]}

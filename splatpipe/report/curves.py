@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from splatpipe.report.charts import Chart, Line, Mark
+from splatpipe.report.charts import MOST_POINTS, Chart, Line, Mark
 from splatpipe.trainers.tail import read_events
 
 Event = Mapping[str, Any]
@@ -30,13 +30,16 @@ def read_attempt(path: Path) -> list[dict[str, Any]]:
     return [event for event in read_events(path) if event.get("event") in wanted and event.get("step") is not None]
 
 
-def health_charts(attempts: Mapping[int, Sequence[Event]]) -> list[dict[str, Any]]:
-    """Charts of a patch, given the events of its attempts by number. Charts without a value are left out."""
+def health_charts(attempts: Mapping[int, Sequence[Event]], most: int = MOST_POINTS) -> list[dict[str, Any]]:
+    """Charts of a patch, given the events of its attempts by number. Charts without a value are left out.
+
+    `most`: points of one curve.
+    """
     if not attempts:
         return []
     last = max(attempts)
     charts = [*_across(attempts), *_within(attempts[last], f"attempt {last}" if len(attempts) > 1 else "")]
-    return [chart.to_json() for chart in charts if any(v is not None for line in chart.lines for v in line.values)]
+    return [chart.to_json(most) for chart in charts if any(v is not None for line in chart.lines for v in line.values)]
 
 
 def _across(attempts: Mapping[int, Sequence[Event]]) -> list[Chart]:

@@ -13,8 +13,14 @@ SHORTEST = 0.4  # per cent of the width; a bar below it would not be seen
 ROOM = 0.06  # of the axis, left free at both ends
 
 
-def schedule(patches: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Each patch's attempts as bars over the run's time; None before the first attempt."""
+def schedule(patches: Sequence[dict[str, Any]], many: bool = False) -> dict[str, Any] | None:
+    """Each patch's attempts as bars over the run's time; None before the first attempt.
+
+    Of many patches those come first that began first, and those that have not begun are left out.
+    """
+    if many:
+        begun = [patch for patch in patches if patch["attempts"]]
+        patches = sorted(begun, key=lambda patch: patch["attempts"][0]["started"])
     attempts = [one for patch in patches for one in patch["attempts"]]
     if not attempts:
         return None

@@ -18,21 +18,33 @@ from splatpipe.report.scenery import Cameras, PatchScenery, bounds
 LONGER = 1000  # units of the SVG, and pixels of the picture, along the longer side of the ground
 MOST_POINTS = 300_000
 DENSE = 50_000  # points from which on they are drawn smaller
+LETTERS = (17, 34)  # least and largest height of a label: 10 pixels where the map is as wide as on a laptop
+LETTER_WIDTH = 0.85  # of a letter and the space round the label, over its height
+FEW_CAMERAS = 60  # of one patch: below that they are drawn larger
 PALE = 0.25  # towards white, so that outlines and labels stand out
 
 
 def draw_ground(patches: Sequence[PatchScenery]) -> dict[str, Any]:
-    """Data of `map.html`: size, the picture as a data address, per patch rectangles, label and cameras, a scale bar.
+    """The map: size, the picture as a data address, per patch rectangles, label and cameras, a scale bar.
 
-    Right and up are the ground axes of the cutting frame, as in map.png.
+    Right and up are the ground axes of the cutting frame, as in map.png. `letter` is the height of labels, `dot` the
+    radius of cameras, in units of the map; a label that does not `fit` into its patch is for the chosen patch only.
     """
     plane = _Plane(*bounds(patches))
+    drawn = [_patch(one, plane) for one in patches]
+    room = [min(one["core"]["width"] / (LETTER_WIDTH * len(one["id"])), one["core"]["height"] / 1.3) for one in drawn]
+    letter = round(min(max(float(np.quantile(room, 0.25)), LETTERS[0]), LETTERS[1]))
+    fit = [space >= 0.9 * letter for space in room]
+    if 2 * sum(fit) < len(fit):  # a few names on a large map only puzzle
+        fit = [False] * len(fit)
     bar = _round_length((plane.high[0] - plane.low[0]) / 5)
     return {
         "width": plane.width,
         "height": plane.height,
         "picture": _picture(patches, plane),
-        "patches": [_patch(one, plane) for one in patches],
+        "patches": [one | {"fits": fits} for one, fits in zip(drawn, fit, strict=True)],
+        "letter": letter,
+        "dot": 7 if max(len(one.training.names) for one in patches) < FEW_CAMERAS else 4.5,
         "bar": {"pixels": round(bar * plane.scale, 1), "text": f"{bar:g} scene units"},
     }
 

@@ -12,7 +12,7 @@ from splatpipe.report.write import RunReport
 
 LOOK_S = 0.5  # between two looks at whether the ledger has changed
 EVERY_S = 30.0  # between two pages at most, so that the curves of a long attempt grow
-REST = 20.0  # times as long as a page took to write before the next one: at most a twentieth of one core
+REST = 20.0  # times the work that a page took before the next one: at most a twentieth of one core
 
 
 class LiveReport:
@@ -39,14 +39,16 @@ class LiveReport:
     def _work(self) -> None:
         seen: tuple[tuple[int, int], ...] | None = None
         written = rest = -EVERY_S
+        first = True  # reads the map of the scene, once
         while not self._end.wait(LOOK_S):
             now, began = self._state(), time.monotonic()
             if began < rest or (now == seen and began < written + EVERY_S):
                 continue
-            seen = now
+            seen, worked = now, time.thread_time()
             self._write(running=True)
             written = time.monotonic()
-            rest = written + REST * (written - began)
+            rest = written + (0.0 if first else REST * (time.thread_time() - worked))
+            first = False
 
     def _state(self) -> tuple[tuple[int, int], ...]:
         """Size and time stamp of the ledger and of its journal, which takes what is written first."""

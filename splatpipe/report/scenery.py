@@ -13,7 +13,7 @@ from splatpipe.errors import RunFolderError, SplatpipeError
 from splatpipe.files import read_json
 from splatpipe.layout import PatchLayout, RunLayout
 from splatpipe.patches.box import Box
-from splatpipe.patches.dataset import read_dataset
+from splatpipe.patches.dataset import PatchData, read_dataset
 from splatpipe.patches.frame import Frame
 from splatpipe.scene.arrays import Similarity
 
@@ -79,17 +79,16 @@ def _read_patch(layout: PatchLayout, most_points: int) -> PatchScenery:
         points = similarity.invert(data.points)
         inside = np.flatnonzero(core.contains(frame.apply(points)))
         kept = inside[:: max(len(inside) // most_points, 1)]
-        held = _cameras(layout.holdout, similarity) if record["holdout"] else _no_cameras()
+        held = _cameras(read_dataset(layout.holdout), similarity) if record["holdout"] else _no_cameras()
         return PatchScenery(
             *(record["id"], core, Box.from_json(record["buffered"]), frame, points[kept], data.colors[kept]),
-            *(_cameras(layout.root, similarity), held),
+            *(_cameras(data, similarity), held),
         )
     except (OSError, ValueError, KeyError, SplatpipeError) as error:
         raise RunFolderError(f"{layout.root} cannot be read ({error}); splatpipe run writes it anew") from error
 
 
-def _cameras(folder: Path, similarity: Similarity) -> Cameras:
-    data = read_dataset(folder)
+def _cameras(data: PatchData, similarity: Similarity) -> Cameras:
     x, y, z = similarity.translation
     back = Similarity(1 / similarity.scale, (-x / similarity.scale, -y / similarity.scale, -z / similarity.scale))
     return Cameras(data.names, data.image_paths, back.apply_viewmats(data.viewmats), data.Ks, data.sizes)

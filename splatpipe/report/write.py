@@ -15,16 +15,23 @@ from splatpipe.files import read_json, write_text
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
 from splatpipe.report import words
+from splatpipe.report.charts import MOST_POINTS
 from splatpipe.report.curves import health_charts, read_attempt
 from splatpipe.report.facts import patch_facts
 from splatpipe.report.figures import extent_against_rung, schedule
-from splatpipe.report.ground import MOST_POINTS, draw_ground
+from splatpipe.report.ground import MOST_POINTS as MOST_GROUND
+from splatpipe.report.ground import draw_ground
 from splatpipe.report.page import render_page
 from splatpipe.report.pictures import pairs
 from splatpipe.report.scenery import read_scenery
 from splatpipe.runfolder import read_run
 
 RENEW_S = 20  # the page asks for itself anew while the run goes on
+MANY = 40  # patches from which on the page is made for many: lists scroll by themselves, print shows what failed
+CHART_VALUES = 32_000  # points of the curves of one kind, of all patches: about 12 MB of page
+FEWEST_POINTS = 60  # of one curve
+BY_URGENCY = ("failed", "running", "interrupted", "trained_with_warnings", "trained", "pending", "skipped")
+SHOWN_VIEWS = 12  # of the merged splat: the worst, the typical, the best
 
 
 class RunReport:
@@ -37,7 +44,7 @@ class RunReport:
         self.layout, self._defaults = layout, defaults
         self._ground: dict[str, Any] | None = None
         self._holdout: dict[str, set[str]] = {}
-        self._events: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
+        self._drawn: dict[str, tuple[dict[int, int], list[dict[str, Any]]]] = {}
 
     def write(self, running: bool) -> Path:
         """Replace the page, whole or not at all. Raises `RunFolderError` when this is no run, or not split yet."""
@@ -53,6 +60,8 @@ class RunReport:
         if not records:
             raise RunFolderError(f"{self.layout.root} has no patches yet; splatpipe run continues it")
         patches = _patches(records, status)
+        kinds = [(kind, n) for kind in BY_URGENCY if (n := sum(patch["outcome"] == kind for patch in patches))]
+        most = min(max(CHART_VALUES // len(patches), FEWEST_POINTS), MOST_POINTS)
         merged = self._merged(status["merged"]) if status["merged"]["path"] else None
         views = pairs(self.layout, merged["views"]) if merged else []
         ground = self._map()
@@ -60,16 +69,20 @@ class RunReport:
             "run": self._run(run, status, patches, running),
             "patches": patches,
             "outcomes": {patch["id"]: patch["outcome"] for patch in patches},
-            "kinds": list(dict.fromkeys(patch["outcome"] for patch in patches)),
+            "kinds": kinds,
+            "many": len(patches) >= MANY,
+            "order": {kind: place for place, (kind, _) in enumerate(kinds)},
             "ground": ground,
-            "charts": {row["id"]: self._charts(row) for row in status["patches"]},
+            "details": _details(ground) if ground else {},
+            "charts": {row["id"]: self._charts(row, most) for row in status["patches"]},
             "merged": merged,
-            "views": views,
+            "views": telling(views),
+            "all_views": len(views),
             "own_views": {
                 patch["id"]: [view for view in views if view["name"] in self._holdout.get(patch["id"], ())]
                 for patch in patches
             },
-            "schedule": schedule(patches),
+            "schedule": schedule(patches, len(patches) >= MANY),
             "extents": extent_against_rung(patches),
             "settings": _settings(run.get("settings") or {}, self._defaults),
         }
@@ -105,29 +118,21 @@ class RunReport:
         """None where the patches cannot be read: the rest of the page stands without them."""
         if self._ground is None:
             try:
-                scenery = read_scenery(self.layout, MOST_POINTS)
+                scenery = read_scenery(self.layout, MOST_GROUND)
             except SplatpipeError:
                 return None
-            ground = draw_ground(scenery)
-            cameras = max(len(one.training.names) for one in scenery)
-            small = min(side for one in ground["patches"] for side in (one["core"]["width"], one["core"]["height"]))
-            self._ground = ground | {
-                "dot": 7 if cameras < 60 else 4.5,
-                "letter": round(min(max(small / 4, 13), 34)),
-            }
+            self._ground = draw_ground(scenery)
             self._holdout = {one.id: set(one.holdout.names) for one in scenery}
         return self._ground
 
-    def _charts(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        numbers = [attempt["n"] for attempt in row["attempts"]]
-        return health_charts({n: self._events_of(self.layout.attempt(row["id"], n).events) for n in numbers})
-
-    def _events_of(self, path: Path) -> list[dict[str, Any]]:
-        """Read anew only when the file has grown."""
-        size = path.stat().st_size if path.is_file() else 0
-        if self._events.get(path, (-1,))[0] != size:
-            self._events[path] = size, read_attempt(path)
-        return self._events[path][1]
+    def _charts(self, row: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+        """Of one patch, with `most` points in a curve; drawn anew only when its events have grown."""
+        files = {one["n"]: self.layout.attempt(row["id"], one["n"]).events for one in row["attempts"]}
+        sizes = {n: path.stat().st_size if path.is_file() else 0 for n, path in files.items()}
+        if row["id"] not in self._drawn or self._drawn[row["id"]][0] != sizes:
+            charts = health_charts({n: read_attempt(path) for n, path in files.items()}, most)
+            self._drawn[row["id"]] = sizes, charts
+        return self._drawn[row["id"]][1]
 
     def _merged(self, merged: Mapping[str, Any]) -> dict[str, Any]:
         details = merged["details"]
@@ -215,7 +220,27 @@ def _by_pair(colors: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = rows.setdefault(key, {"patches": key, "difference": 0.0, "cells": 0})
         row["difference"] = max(row["difference"], one["difference"])
         row["cells"] += one["cells"]
-    return list(rows.values())
+    return sorted(rows.values(), key=lambda row: -row["difference"])
+
+
+def _details(ground: Mapping[str, Any]) -> dict[str, Any]:
+    """What the map shows of the chosen patch only: its buffer, and x, y and name of its cameras."""
+    return {
+        one["id"]: {
+            "buffered": one["buffered"],
+            **{kind: [[dot["x"], dot["y"], dot["name"]] for dot in one[kind]] for kind in ("training", "holdout")},
+        }
+        for one in ground["patches"]
+    }
+
+
+def telling(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All of a few views; of many the worst, the most typical and the best, in this order."""
+    if len(views) <= SHOWN_VIEWS:
+        return views
+    ordered, each = sorted(views, key=lambda view: view["psnr"]), SHOWN_VIEWS // 3
+    middle = (len(ordered) - each) // 2
+    return [*ordered[:each], *ordered[middle : middle + each], *ordered[-each:]]
 
 
 def _newer(made: Path, source: Path) -> bool:
