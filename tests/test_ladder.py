@@ -180,6 +180,10 @@ def test_an_explosion_on_the_first_rung_halves_it() -> None:
     assert rungs(story("nan_divergence")) == [0.05]
 
 
+def test_an_explosion_far_above_the_rungs_falls_to_the_largest_of_them_at_once() -> None:
+    assert rungs(story("explosion", "explosion", first=replace(FIRST, init_scaling=26.0)))[0] == 0.4
+
+
 def test_a_rung_that_exploded_is_never_climbed_to_again() -> None:
     high = replace(FIRST, init_scaling=0.3)
     decisions = story("explosion", "launch_config", first=high)

@@ -255,8 +255,13 @@ def _of_last_trainer(tried: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _step_down(tried: Sequence[Attempt], settings: RetrySettings) -> float:
-    """Halfway to the next smaller rung or value that was tried; half when there is none."""
-    current = tried[-1].request.init_scaling
+    """Halfway to the next smaller rung or value that was tried; half when there is none.
+
+    From above all rungs at once to the largest: halfway there Gaussians are still far too large, and die instead.
+    """
+    current, largest = tried[-1].request.init_scaling, max(settings.rungs, default=math.inf)
+    if current > largest * (1 + 1e-9):
+        return largest
     values = [*settings.rungs, *(attempt.request.init_scaling for attempt in _of_last_trainer(tried))]
     below = max((value for value in values if value < current * (1 - 1e-9)), default=0.0)
     return round((current + below) / 2, 6)

@@ -20,7 +20,7 @@ class Remedy(StrEnum):
     UNCHANGED = "unchanged"  # the same again, in a new process
     DROP_BLIND_CAMERAS = "drop_blind_cameras"  # leave out the cameras that were seen to see nothing
     NEXT_RUNG = "next_rung"  # larger init_scaling
-    STEP_DOWN = "step_down"  # init_scaling halfway down to the next smaller value
+    STEP_DOWN = "step_down"  # init_scaling halfway down to the next smaller value, or to the largest rung
     SMALLER_INIT = "smaller_init"  # init_scaling times init_factor
     VISIBLE_ONLY = "visible_only"  # Adam touches only Gaussians that the camera sees
     SOFTER_OPACITY = "softer_opacity"  # opacity rate times lr_factor, both regularisers times reg_factor
