@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.config import config_from_dict
-from splatpipe.errors import ConfigError, RunFolderError
+from splatpipe.config import Config, config_from_dict
+from splatpipe.errors import ConfigError, RunFolderError, SceneError
 from splatpipe.export.formats import FORMATS, parse_formats
 from splatpipe.export.georeference import Georeference, find_georeference, write_georeferenced
+from splatpipe.export.gps import fit_gps
 from splatpipe.export.transform import find_transform
 from splatpipe.export.write import Exported, export_splat
 from splatpipe.files import write_json
 from splatpipe.layout import RunLayout
 from splatpipe.runfolder import read_run
+from splatpipe.scene.colmap import read_scene
 from splatpipe.splatting.ply import read_header, sample_rows
 
 PLY = FORMATS["ply"]
@@ -30,21 +32,23 @@ def export_run(
 ) -> dict[str, Any]:
     """The merged splat of a run in other formats, as data: path, bytes, seconds and notes of each.
 
-    `georeference` is a file to use instead of what the run's settings or its scene have; where there is one, it is
-    written as JSON beside the exports, and with `georeferenced` these are in the world's coordinates.
+    `georeference` is a file to use instead of what the run's settings or its scene have, which is a file too, or GPS
+    in the photographs. Where there is one, it is written as JSON beside the exports, and with `georeferenced` these
+    are in the world's coordinates.
     Raises `ConfigError`, `RunFolderError`, `EnvironmentProblem`, `SplatFileError`.
     """
     layout, formats = RunLayout(run_folder.expanduser().resolve()), parse_formats(to)
     run = read_run(layout)
-    setting = config_from_dict(run["settings"], str(layout.run_yml)).export.georeference
-    reference = find_georeference(str(georeference.absolute()) if georeference else setting, run["scene"])
-    if georeferenced and reference is None:
-        raise ConfigError(
-            f"--georeferenced: {run['scene']} has no georeference.json or georeference.txt, and neither --georeference "
-            "nor export.georeference names a file"
-        )
+    config = config_from_dict(run["settings"], str(layout.run_yml))
     if not layout.merged_splat.is_file():
         raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
+    setting = str(georeference.absolute()) if georeference else config.export.georeference
+    reference = find_georeference(setting, run["scene"]) or _by_gps(run["scene"], config, say)
+    if georeferenced and reference is None:
+        raise ConfigError(
+            f"--georeferenced: {run['scene']} has no georeference.json or georeference.txt, its photographs have no "
+            "GPS that fits, and neither --georeference nor export.georeference names a file"
+        )
     begin = time.perf_counter()
     splat = layout.merged_splat
     if reference:
@@ -56,6 +60,19 @@ def export_run(
         tool = find_transform(say=say)
         written += export_splat(splat, others, lambda name: _target(layout, name, georeferenced), tool)
     return {"splat": str(splat), "georeferenced": georeferenced, "exports": [one.to_json() for one in written]}
+
+
+def _by_gps(scene: Path, config: Config, say: Callable[[str], None]) -> Georeference | None:
+    """What the photographs of a scene say, if it is still there; how well it fits goes to `say`."""
+    given = config.scene
+    try:
+        found = read_scene(scene, given.images, given.missing_images, outside_links=given.outside_links).scene
+    except SceneError:
+        return None
+    fit = fit_gps(found.centers, [found.image_dir / name for name in found.names])
+    if fit:
+        say(fit.sentence)
+    return fit.reference if fit else None
 
 
 def _target(layout: RunLayout, name: str, georeferenced: bool) -> Path:

@@ -11,4 +11,4 @@ class ExportSettings:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    georeference: str | None = None  # file that leads to the world's coordinates; None: georeference.json or .txt
+    georeference: str | None = None  # file that leads to the world's coordinates; None: georeference.json, .txt, or GPS
