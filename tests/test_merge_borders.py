@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from splatpipe.merge.ownership import distance, touching
 from splatpipe.merge.settings import MergeSettings
 from splatpipe.patches.box import Box
 from splatpipe.patches.region import regions_of
+from splatpipe.patches.union import together
 from splatpipe.splatting.ply import Splats, from_rows, read_splats, to_rows, write_splats
 
 LEFT, RIGHT = slab("p000", -INF, 0), slab("p001", 0, INF)
@@ -114,12 +116,27 @@ def test_a_wide_gaussian_counts_by_its_mass_and_not_by_its_centre(tmp_path: Path
 ELL = np.array([[0.0, 0], [6, 0], [6, 2], [2, 2], [2, 6], [0, 6]])
 
 
-def test_in_a_drawn_outline_a_wide_gaussian_counts_by_its_mass_too(tmp_path: Path) -> None:
+def boxes_of_the_ell() -> list[Box]:
+    """The L and what lies round it, each as boxes put together."""
+    columns = [Box(np.array([a, -INF, -INF]), np.array([b, INF, INF])) for a, b in pairwise((-INF, 0.0, 2.0, 6.0, INF))]
+    cells = [
+        (Box(np.array([one.lower[0], a, -INF]), np.array([one.upper[0], b, INF])), (i, j) in {(1, 1), (2, 1), (1, 2)})
+        for i, one in enumerate(columns)
+        for j, (a, b) in enumerate(pairwise((-INF, 0.0, 2.0, 6.0, INF)))
+    ]
+    return [together([box for box, inside in cells if inside == wanted]) for wanted in (True, False)]
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_in_a_core_of_any_shape_a_wide_gaussian_counts_by_its_mass_too(tmp_path: Path, drawn: bool) -> None:
     """Held against 200,000 random places of each Gaussian; the shares of all patches make up the whole."""
     rng = np.random.default_rng(0)
     splats = splats_at(rng.uniform([-1, -1, -1], [7, 7, 1], (12, 3)))
     splats.scales[:] = rng.uniform(-1, 1.5, (12, 3))
-    patches = [Area(f"p{i:03d}", core, core.grown(0.3)) for i, core in enumerate(regions_of([ELL], rest=True))]
+    if not drawn:
+        splats.quats[:] = [1, 0, 0, 0]  # of one that lies askew, boxes take the sides
+    cores = regions_of([ELL], rest=True) if drawn else boxes_of_the_ell()
+    patches = [Area(f"p{i:03d}", core, core.grown(0.3)) for i, core in enumerate(cores)]
     parts = [write_part(tmp_path, patch.id, splats) for patch in patches]
     report = merge_splats(parts, tmp_path / "a.ply", patches, IDENTITY, borders=Borders(share_wide=True))
     assert_accounted(report)
@@ -141,6 +158,9 @@ def test_outlines_touch_and_lie_apart_by_what_was_drawn_and_not_by_their_boxes()
     ell, inner, _ = regions_of([ELL, square], rest=True)
     assert not touching(ell.grown(0.5), inner) and touching(ell.grown(1.2), inner)
     places = np.array([[1.0, 1, 0], [3, 3, 0], [4, 5, 9], [9, 2, 0]])
+    np.testing.assert_allclose(distance(ell, places), [0, 1, 2, 3])
+    ell, _ = boxes_of_the_ell()
+    assert not touching(ell.grown(0.5), inner) and touching(ell.grown(1.2), inner)
     np.testing.assert_allclose(distance(ell, places), [0, 1, 2, 3])
 
 

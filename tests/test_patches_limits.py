@@ -17,6 +17,7 @@ from test_patches_split import KINDS, random_scene, split_or_assume_blind
 
 from splatpipe.errors import ConfigError
 from splatpipe.patches.box import Box
+from splatpipe.patches.map import draw_map
 from splatpipe.patches.partition import Split, split
 from splatpipe.patches.patch import Role
 from splatpipe.patches.settings import PatchingSettings
@@ -258,6 +259,40 @@ def test_polygons_of_any_outline_become_patches_and_the_rest_one_of_its_own(tmp_
         assert (near | ~inside).all() and near.sum() > inside.sum()
         assert set(patch.points_with(Role.CORE)) <= set(np.flatnonzero(patch.core.contains(scene.points)))
     assert sorted({int(c) for patch in result.patches for c in patch.camera_index}) == list(range(64))
+
+
+def assert_each_place_has_one_owner(result: Split) -> None:
+    places = np.random.default_rng(0).uniform(-8, 8, (20_000, 3))
+    cores = [Box.from_json(json.loads(json.dumps(patch.core.to_json()))) for patch in result.patches]
+    assert_array_equal(np.sum([core.contains(places) for core in cores], axis=0), 1)
+    assert_array_equal(np.sum([patch.core.contains(places) for patch in result.patches], axis=0), 1)
+
+
+def test_a_degenerate_piece_joins_the_neighbour_that_shares_most_views(tmp_path: Path) -> None:
+    """A strip with few points lies along two cells, below them; the one on the left sees it much more often."""
+    scene = synthetic_scene(64, 2000, "aerial", seed=1)
+    x, y = scene.points[:, :2].T
+    few = np.flatnonzero((y < -3) & (x < -1))[:12]
+    scene = scene_from(np.concatenate([scene.points[y >= -3], scene.points[few]]), scene.viewmats)
+    boxes = [rectangle(-5, -5, 5, -3), rectangle(-5, -3, 0.5, 5), rectangle(0.5, -3, 5, 5)]
+    cells = tuple(tuple((x, y) for x, y in box) for box in boxes)
+    result = split(scene, replace(XY, cells=cells, min_points=20))
+    assert len(result.patches) == 2 and kinds(result) >= {"joined"}
+    joined = next(patch for patch in result.patches if patch.core.contains(np.array([[-4.0, -4, 0]]))[0])
+    assert_array_equal(joined.core.contains(np.array([[4.0, -4, 0], [-4, 4, 0], [4, 4, 0]])), [True, True, False])
+    assert_each_place_has_one_owner(result)
+    assert set(joined.points_with(Role.CORE)) == set(np.flatnonzero(joined.core.contains(scene.points)))
+    draw_map(scene, result, tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 10_000
+
+
+def test_a_drawn_polygon_that_is_degenerate_joins_a_neighbour_and_is_cut_with_it() -> None:
+    scene = synthetic_scene(64, 2000, "aerial", seed=1)
+    thin = ((-2.0, 0.0), (2.0, 0.02), (-2.0, 0.04))
+    other = ((-2.0, 0.04), (2.0, 0.02), (2.0, 4.0), (-2.0, 4.0))
+    result = split(scene, replace(XY, cells=(thin, other), min_points=20, max_cameras=20))
+    assert kinds(result) >= {"joined"} and len(result.patches) >= 4
+    assert_each_place_has_one_owner(result)
 
 
 @relaxed

@@ -53,7 +53,7 @@ some_settings = st.builds(
     max_cameras=st.integers(1, 25),
     reserve=st.sampled_from([0.0, 0.1, 0.5]),
     buffer=st.sampled_from([0.0, 0.15, 1.0]),
-    min_points=st.sampled_from([0, 20]),
+    min_points=st.sampled_from([0, 20, 100]),
     external_share=st.sampled_from([0.0, 0.1, 0.9]),
     holdout_every=st.sampled_from([0, 2, 8]),
 )

@@ -9,6 +9,7 @@ from scipy.special import ndtr
 from splatpipe.merge.rows import QUATS, SCALES, Rows
 from splatpipe.patches.box import Box
 from splatpipe.patches.region import Region
+from splatpipe.patches.union import Union
 
 PLACES = 128  # at which a Gaussian is looked up in an outline, each standing for an equal part of its mass
 BLOCK = 4096  # Gaussians looked up at a time
@@ -34,6 +35,8 @@ def share_in(core: Box, centers: NDArray[np.float64], axes: NDArray[np.float64])
     Cores that tile space get shares that add up to 1. In a box it is the product over its axes; in an outline, which
     has no bounds upwards, it is the share of `PLACES` on the ground.
     """
+    if isinstance(core, Union):
+        return np.sum([share_in(part, centers, axes) for part in core.parts], axis=0)
     if isinstance(core, Region):
         blocks = [slice(first, first + BLOCK) for first in range(0, len(centers), BLOCK)]
         return np.concatenate([np.zeros(0), *(_share_of_places(core, centers[one], axes[one]) for one in blocks)])

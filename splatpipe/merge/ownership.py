@@ -15,6 +15,7 @@ from splatpipe.merge.rows import Rows, log_widest
 from splatpipe.patches.box import Box
 from splatpipe.patches.frame import Frame
 from splatpipe.patches.region import Region, meet
+from splatpipe.patches.union import Union, parts_of
 
 NOBODY = -1
 LEAST_SHARE = 0.01  # of a wide Gaussian's mass; with less a patch does not claim it
@@ -143,6 +144,8 @@ def distance(box: Box, points: NDArray[np.float64]) -> NDArray[np.float64]:
 
     To the part of an outline that a box cuts off, the larger of the distances to both, which may be too little.
     """
+    if isinstance(box, Union):
+        return np.min([distance(part, points) for part in box.parts], axis=0)
     outside = np.maximum(np.maximum(box.lower - points, points - box.upper), 0)
     away = np.sqrt((outside**2).sum(axis=1))
     return np.maximum(away, box.outside(points)) if isinstance(box, Region) else away
@@ -167,6 +170,8 @@ def margin(territory: Territory) -> float:
 
 def touching(a: Box, b: Box) -> bool:
     """Whether two boxes of the same frame have a place, or a face, in common; of outlines, what a search finds."""
+    if isinstance(a, Union) or isinstance(b, Union):
+        return any(touching(one, other) for one in parts_of(a) for other in parts_of(b))
     if not np.all((a.lower <= b.upper) & (b.lower <= a.upper)):
         return False
     return meet(a, b) if isinstance(a, Region) and isinstance(b, Region) else True

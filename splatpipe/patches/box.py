@@ -55,10 +55,14 @@ class Box:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Box:
-        """A box, or the region that was written."""
+        """The box, outline or union of these that was written."""
         lower = [-np.inf if value is None else value for value in data["lower"]]
         upper = [np.inf if value is None else value for value in data["upper"]]
         box = Box(np.array(lower), np.array(upper))
+        if "parts" in data:
+            from splatpipe.patches.union import Union
+
+            return Union(box.lower, box.upper, tuple(Box.from_json(part) for part in data["parts"]))
         if "outline" not in data:
             return box
         from splatpipe.patches.region import Region

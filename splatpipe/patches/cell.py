@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from splatpipe.compiled import compiled, in_parts
 from splatpipe.patches.box import Box
 from splatpipe.patches.settings import PatchingSettings
+from splatpipe.patches.union import parts_of
 from splatpipe.patches.visibility import Visibility
 
 EXTENT = (0.01, 0.99)  # quantiles of the points between which an extent is measured
@@ -43,22 +44,24 @@ def fits(core: Box, cameras: int, positions: NDArray[np.float64], settings: Patc
 def owners(cells: list[Cell] | tuple[Cell, ...], positions: NDArray[np.float64]) -> NDArray[np.int32]:
     """(P,) the cell whose core holds each position; cores tile the ground, so every position has one."""
     owner = np.zeros(len(positions), np.int32)
-    if any(type(cell.core) is not Box for cell in cells):
-        for i, cell in enumerate(cells[1:], 1):
-            owner[cell.core.contains(positions)] = i
+    parts = [(part, i) for i, cell in enumerate(cells) for part in parts_of(cell.core)]
+    if any(type(part) is not Box for part, _ in parts):
+        for part, i in parts:
+            owner[part.contains(positions)] = i
         return owner
-    lower, upper = (np.stack([getattr(cell.core, side) for cell in cells]) for side in ("lower", "upper"))
-    in_parts(lambda i, j: compiled(_own)(lower, upper, positions[i:j], owner[i:j]), len(positions))
+    lower, upper = (np.stack([getattr(part, side) for part, _ in parts]) for side in ("lower", "upper"))
+    of = np.array([i for _, i in parts], np.int32)
+    in_parts(lambda i, j: compiled(_own)(lower, upper, of, positions[i:j], owner[i:j]), len(positions))
     return owner
 
 
-def _own(lower, upper, positions, owner):  # type: ignore[no-untyped-def]
+def _own(lower, upper, of, positions, owner):  # type: ignore[no-untyped-def]
     for p in range(len(positions)):
         x, y, z = positions[p, 0], positions[p, 1], positions[p, 2]
         for i in range(len(lower)):
             low, high = lower[i], upper[i]
             if low[0] <= x < high[0] and low[1] <= y < high[1] and low[2] <= z < high[2]:
-                owner[p] = i
+                owner[p] = of[i]
                 break
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from splatpipe.machine import usable_cores
 from splatpipe.patches.box import Box
 from splatpipe.patches.cell import Cell, fits
-from splatpipe.patches.drawn import Layout
+from splatpipe.patches.drawn import Layout, leaves
 from splatpipe.patches.halving import cut_at, halve
 from splatpipe.patches.joins import join_degenerate
 from splatpipe.patches.region import Ring
@@ -26,10 +26,11 @@ STARVING = 0.25  # a core with a larger share of its points short of views is cu
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """All cells, in the order of the cuts, and the cameras for which there was no place under the cap."""
+    """All cells, in the order of the cuts."""
 
     cells: tuple[Cell, ...]
-    unplaced: NDArray[np.int64]
+    unplaced: NDArray[np.int64]  # cameras for which there was no place under the cap
+    joined: int  # pieces that became part of a neighbour, because they were degenerate
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +56,10 @@ def cut_into_cells(
     """
     ground = np.ascontiguousarray(positions[:, :2].T)
     if isinstance(layout, list):
-        first = cells_of_rings(layout, positions, seen, cameras)
+        first, lost = cells_of_rings(layout, positions, seen, cameras)
     else:
         first = _cut_along(Cell(Box.everything(), cameras, *seen.pairs(cameras)), layout, ground)
+        lost = leaves(layout) - len(first)
     found: list[_Job | Cell] = [_Job(cell, settings.patches) for cell in first]
     del first  # with all that is seen; the pieces hold it again
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -66,7 +68,7 @@ def cut_into_cells(
             found = [piece for pieces in steps for piece in pieces]
     cells, left_out = zip(*(_thinned(one, settings.max_cameras) for one in found if isinstance(one, Cell)), strict=True)
     joined = join_degenerate(list(cells), positions, seen, cameras, settings)
-    return Cells(tuple(joined), np.concatenate(left_out))
+    return Cells(tuple(joined), np.concatenate(left_out), lost + len(cells) - len(joined))
 
 
 def _step(

@@ -31,6 +31,11 @@ class Layout:
     above: Layout | None
 
 
+def leaves(layout: Layout | None) -> int:
+    """How many cells it gives."""
+    return 1 if layout is None else leaves(layout.below) + leaves(layout.above)
+
+
 def grid_layout(columns: int, rows: int, positions: NDArray[np.float64]) -> Layout | None:
     """Cells of equal size within the robust bounds of the points (N, 3) in the cutting frame."""
     low, high = np.quantile(positions[:, :2], (0.01, 0.99), axis=0)

@@ -16,6 +16,7 @@ from splatpipe.patches.box import Box
 from splatpipe.patches.partition import Split
 from splatpipe.patches.patch import Patch
 from splatpipe.patches.region import Region, distance_to_ring
+from splatpipe.patches.union import parts_of
 from splatpipe.scene.arrays import Scene
 
 LONGER = 2000  # pixels of the longer side of the ground
@@ -31,6 +32,7 @@ MOST_POINTS = 500_000  # a map has no room for more
 GOLDEN = 0.618034  # turns of hue that keep neighbouring numbers apart
 
 Color = tuple[int, int, int]
+Line = tuple[float, float, float, float]
 
 
 def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()) -> None:
@@ -127,11 +129,17 @@ class _Canvas:
         self.image.paste(picture.crop((0, 0, int(size[0]), int(size[1]))), (self.left, self.top))
 
     def core(self, patch: Patch, color: Color) -> None:
-        if isinstance(patch.core, Region):
-            self._outline(patch.core, color)
-            return
-        self.draw.rectangle(self._clipped(patch.core), fill=(*color, TINT), outline=(*color, 255), width=FINE * 3)
-        self._dashed(self._clipped(patch.buffered), (*color, 170))
+        for part in parts_of(patch.core):
+            if isinstance(part, Region):
+                self._outline(part, color)
+            else:
+                self.draw.rectangle(self._clipped(part), fill=(*color, TINT))
+        for line in _rim([self._clipped(part) for part in parts_of(patch.core) if not isinstance(part, Region)]):
+            self.draw.line(line, fill=(*color, 255), width=FINE * 3)
+        self._dashed(
+            _rim([self._clipped(part) for part in parts_of(patch.buffered) if not isinstance(part, Region)]),
+            (*color, 170),
+        )
 
     def _outline(self, core: Region, color: Color) -> None:
         """What somebody drew, as far as it lies in the core's box; of the rest beside it, the box alone."""
@@ -206,7 +214,7 @@ class _Canvas:
         elif kind == "core":
             self.draw.rectangle((x, y - r, x + 3 * r, y + r), fill=(*color, TINT), outline=color, width=FINE * 3)
         else:
-            self._dashed((x, y - r, x + 3 * r, y + r), (*color, 170))
+            self._dashed(_rim([(x, y - r, x + 3 * r, y + r)]), (*color, 170))
         start = x + FINE * 30
         self.draw.text((start, y), text, fill=INK, font=_font(17), anchor="lm")
         return start + self.draw.textlength(text, font=_font(17)) + FINE * 30
@@ -230,6 +238,7 @@ class _Canvas:
 
     def _middle(self, core: Box) -> tuple[float, float]:
         """In pixels; of an outline, the place on a grid that is farthest from its edges and those of the picture."""
+        core = max(parts_of(core), key=lambda part: _area(self._clipped(part)))
         x0, y0, x1, y1 = self._clipped(core)
         if isinstance(core, Region):
             low, high = np.maximum(core.lower[:2], self.low), np.minimum(core.upper[:2], self.high)
@@ -252,14 +261,14 @@ class _Canvas:
         for sign in (-1, 1):
             self.draw.line((x - r, y - sign * r, x + r, y + sign * r), fill=RED, width=FINE * 3)
 
-    def _dashed(self, box: tuple[float, float, float, float], color: tuple[int, int, int, int]) -> None:
-        x0, y0, x1, y1 = box
+    def _dashed(self, lines: list[Line], color: tuple[int, int, int, int]) -> None:
         dash = FINE * 9
-        for a, b, fixed, across in ((x0, x1, y0, True), (x0, x1, y1, True), (y0, y1, x0, False), (y0, y1, x1, False)):
-            for start in np.arange(a, b, 2 * dash):
-                end = min(start + dash, b)
-                line = (start, fixed, end, fixed) if across else (fixed, start, fixed, end)
-                self.draw.line(line, fill=color, width=FINE * 2)
+        for x0, y0, x1, y1 in lines:
+            length = max(x1 - x0, y1 - y0)
+            for start in np.arange(0, length, 2 * dash):
+                a, b = start / length, min(start + dash, length) / length
+                ends = (x0 + a * (x1 - x0), y0 + a * (y1 - y0), x0 + b * (x1 - x0), y0 + b * (y1 - y0))
+                self.draw.line(ends, fill=color, width=FINE * 2)
 
     def _mask_outside(self) -> None:
         """Dots at the border reach over it; the paper covers them."""
@@ -267,6 +276,34 @@ class _Canvas:
         x0, y0, x1, y1 = self.ground
         for box in ((0, 0, width, y0), (0, y1, width, height), (0, y0, x0, y1), (x1, y0, width, y1)):
             self.draw.rectangle(box, fill=PAPER)
+
+
+def _rim(boxes: list[Line]) -> list[Line]:
+    """The edges of what boxes (left, top, right, bottom) cover together, as lines to the right or down."""
+    lines = []
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        others = boxes[:i] + boxes[i + 1 :]
+        for y in (y0, y1):
+            covered = [(left, right) for left, top, right, bottom in others if top <= y <= bottom]
+            lines += [(a, y, b, y) for a, b in _left_over(x0, x1, covered)]
+        for x in (x0, x1):
+            covered = [(top, bottom) for left, top, right, bottom in others if left <= x <= right]
+            lines += [(x, a, x, b) for a, b in _left_over(y0, y1, covered)]
+    return lines
+
+
+def _left_over(start: float, end: float, covered: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """What intervals leave of the one from `start` to `end`."""
+    pieces, at = [], start
+    for low, high in sorted(covered):
+        if at < low < end:
+            pieces.append((at, low))
+        at = max(at, high)
+    return [*pieces, (at, end)] if at < end else pieces
+
+
+def _area(box: Line) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

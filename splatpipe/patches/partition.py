@@ -20,7 +20,7 @@ from splatpipe.patches.frame import Frame, ground_frame
 from splatpipe.patches.outliers import find_outliers
 from splatpipe.patches.patch import Patch, point_roles
 from splatpipe.patches.region import Ring
-from splatpipe.patches.remarks import few_views, over_limits, remarks
+from splatpipe.patches.remarks import degenerate, few_views, over_limits, remarks
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.sharing import most_cells
 from splatpipe.patches.visibility import visibility
@@ -67,6 +67,7 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
     blind = np.flatnonzero(~sees & ~outliers.cameras)
     unplaced = np.setdiff1d(cut.unplaced, np.concatenate(chosen.cameras))
     findings = [*outliers.findings, *remarks(scene, frame, blind, unplaced, settings)]
+    findings += degenerate(patches, cut.joined, settings)
     findings += over_limits(patches, chosen.cells, positions, settings)
     findings += few_views(patches, chosen.short, settings)
     unused = np.setdiff1d(np.union1d(np.flatnonzero(~sees | outliers.cameras), unplaced), holdout)

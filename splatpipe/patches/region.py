@@ -66,7 +66,7 @@ class Region(Box):
         return replace(self, lower=self.lower - margin, upper=self.upper + margin, margin=self.margin + margin)
 
     def union(self, other: Box) -> Box | None:
-        """None: outlines that somebody drew are not joined."""
+        """None: with an outline there is no box."""
         return None
 
     def to_json(self) -> dict[str, Any]:

@@ -54,12 +54,36 @@ def over_limits(
     return [Finding("over_limits", "warning", message, {"patches": over})]
 
 
+def degenerate(patches: Sequence[Patch], joined: int, settings: PatchingSettings) -> list[Finding]:
+    """About pieces that joined a neighbour, and about patches that should have and found none with room."""
+    findings = []
+    few = (
+        f"fewer than {settings.min_points} points or {settings.min_cameras} cameras (patching.min_points, min_cameras)"
+    )
+    if joined:
+        message = f"{joined} piece{'s' * (joined > 1)} with {few} joined a neighbour"
+        findings.append(Finding("joined", "note", message, {"pieces": joined}))
+    small = [
+        patch.id
+        for patch in patches
+        if len(patch.camera_index) < settings.min_cameras or _core_points(patch) < settings.min_points
+    ]
+    if small and len(patches) > 1:
+        message = f"{len(small)} patches have {few}: no neighbour may take them, first {small[0]}"
+        findings.append(Finding("degenerate", "warning", message, {"patches": small}))
+    return findings
+
+
+def _core_points(patch: Patch) -> int:
+    return int((patch.point_role == Role.CORE).sum())
+
+
 def few_views(patches: Sequence[Patch], short: Sequence[int], settings: PatchingSettings) -> list[Finding]:
     """Points with more matched views in the scene than they have, matched or by sight, in their patch: `short`."""
     counts = {patch.id: n for patch, n in zip(patches, short, strict=True) if n}
     if not counts:
         return []
-    total = sum(int((patch.point_role == Role.CORE).sum()) for patch in patches)
+    total = sum(_core_points(patch) for patch in patches)
     worst = max(counts, key=lambda patch: counts[patch])
     message = (
         f"{sum(counts.values()):,} of {total:,} points ({sum(counts.values()) / total:.2%}) have fewer than "

@@ -12,9 +12,12 @@ from splatpipe.patches.visibility import Visibility
 
 def cells_of_rings(
     rings: list[Ring], positions: NDArray[np.float64], seen: Visibility, cameras: NDArray[np.int64]
-) -> list[Cell]:
-    """One cell for each polygon, and one for the rest; a part that no camera can have as its home joins the last."""
-    rings, rest = list(rings), True
+) -> tuple[list[Cell], int]:
+    """One cell for each polygon, and one for the rest; and how many polygons joined the rest.
+
+    These are the ones that no camera can have as its home. The last polygon is the rest if there is no other.
+    """
+    rings, rest, asked = list(rings), True, len(rings)
     while True:
         regions = regions_of(rings, rest)
         none = np.empty(0, np.int32)
@@ -22,7 +25,8 @@ def cells_of_rings(
         home = _homes(view_counts(owner, len(regions), seen, cameras))
         empty = np.setdiff1d(np.arange(len(regions)), home)
         if not len(empty) or len(regions) == 1:
-            return [_cell(region, i, owner, seen, cameras[home == i]) for i, region in enumerate(regions)]
+            cells = [_cell(region, i, owner, seen, cameras[home == i]) for i, region in enumerate(regions)]
+            return cells, asked - len(rings)
         if empty[0] == len(rings):
             rest = False
         else:
