@@ -101,6 +101,8 @@ class SimulatedExecutor:
         heapq.heappush(self._running, (end, next(self._order), future, request, self.now))
         return future
 
+    def look_ahead(self, upcoming: Any) -> None: ...
+
     def flush(self) -> None:
         if self._running:
             self.now, _, future, request, started = heapq.heappop(self._running)

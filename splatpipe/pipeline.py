@@ -353,7 +353,7 @@ def _executor(
         slots = local_slots(config.executor, demand, crew.info)
         if isinstance(crew.first, PreparedTrainer):
             crew.first.prepare(slots[0].device, _say, stop)
-        executor = local_executor(config.executor, slots, work, stop)
+        executor = local_executor(config.executor, slots, work, stop, demand.memory)
     else:
         executor = remote_executor(config.executor, demand, work, stop, options.layout.slurm)
     try:

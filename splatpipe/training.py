@@ -97,7 +97,8 @@ class TrainingStage:
                 self.progress.say(f"{planned.id} is the canary (executor.canary): no other patch is begun")
             return None
 
-        for finished in scheduler.run(begin):
+        preview = self._preview if self.config.executor.standby else None
+        for finished in scheduler.run(begin, preview):
             planned = finished.job
             if finished.attempt is None:
                 assert finished.error is not None
@@ -146,6 +147,10 @@ class TrainingStage:
             self.progress.say(f"{planned.id}: {decision.reason}")
         self.ledger.start_attempt(decision.request, decision.remedy, decision.reason)
         return Start(decision.request, lambda event: self.progress.event(planned.id, event))
+
+    def _preview(self, planned: PlannedPatch) -> TrainRequest:
+        """About what the patch's next attempt will be: enough to know its photographs."""
+        return self._first_request(planned, None)
 
     def _end(self, attempt: Attempt) -> PatchResult | None:
         """Put an attempt, or a probe, on record; None when the patch needs another."""

@@ -10,9 +10,12 @@ from typing import Any, Protocol
 
 from splatpipe.failures.classify import Catalogue
 from splatpipe.trainers.base import Attempt, Trainer, TrainRequest
+from splatpipe.trainers.standby import Standby
 from splatpipe.trainers.supervise import run_attempt
 
 OnEvent = Callable[[dict[str, Any]], None]
+Upcoming = Callable[[int], list[TrainRequest]]
+"""The requests, about, of the jobs that go next, at most so many; with any device."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Executor(Protocol):
         """Make the attempt there. `on_event` is called from any thread, with every event of docs/contracts.md."""
         ...
 
+    def look_ahead(self, upcoming: Upcoming) -> None:
+        """Asked about once a second: time to get ready for what comes next, where that is of use."""
+        ...
+
     def flush(self) -> None:
         """Nothing more will be submitted for now: what was collected to be sent together can go."""
         ...
@@ -69,7 +76,9 @@ class Work:
     trainers: tuple[Trainer, ...]
     catalogue: Catalogue
 
-    def run(self, request: TrainRequest, on_event: OnEvent, stop: threading.Event) -> Attempt:
+    def run(
+        self, request: TrainRequest, on_event: OnEvent, stop: threading.Event, standby: Standby | None = None
+    ) -> Attempt:
         """Make one attempt; see `run_attempt`."""
         trainer = next(one for one in self.trainers if one.name == request.trainer)
-        return run_attempt(trainer, request, on_event=on_event, stop=stop, catalogue=self.catalogue)
+        return run_attempt(trainer, request, on_event=on_event, stop=stop, catalogue=self.catalogue, standby=standby)

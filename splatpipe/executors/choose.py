@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from splatpipe.errors import EnvironmentProblem
@@ -12,6 +13,7 @@ from splatpipe.executors.gpus import GpuGate, look_at
 from splatpipe.executors.local import LocalExecutor
 from splatpipe.executors.settings import ExecutorSettings
 from splatpipe.executors.slots import cpu_slots, gpu_slots
+from splatpipe.executors.standbys import Standbys, photograph_room
 from splatpipe.machine import memory_limit, usable_cores
 from splatpipe.trainers.base import TrainerInfo
 
@@ -39,10 +41,17 @@ def local_slots(settings: ExecutorSettings, demand: Demand, info: TrainerInfo) -
     return gpu_slots(devices, settings.jobs, settings.per_gpu, demand.threads)
 
 
-def local_executor(settings: ExecutorSettings, slots: list[Slot], work: Work, stop: threading.Event) -> LocalExecutor:
-    """On these slots; what shares a GPU is admitted by measurement when `per_gpu` is 0."""
+def local_executor(
+    settings: ExecutorSettings, slots: list[Slot], work: Work, stop: threading.Event, memory: int
+) -> LocalExecutor:
+    """On these slots; what shares a GPU is admitted by measurement when `per_gpu` is 0.
+
+    `memory`: bytes that an attempt may take, which children that wait for their turn leave free.
+    """
     shared = slots[0].device.startswith("cuda") and settings.per_gpu == 0 and settings.jobs == 0
-    return LocalExecutor(slots, work, stop, GpuGate(look_at) if shared else None)
+    room = partial(photograph_room, need=memory)
+    standbys = Standbys(work.trainers, room) if settings.standby else None
+    return LocalExecutor(slots, work, stop, GpuGate(look_at) if shared else None, standbys)
 
 
 def remote_executor(

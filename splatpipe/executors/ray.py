@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from splatpipe.errors import EnvironmentProblem, SplatpipeError
-from splatpipe.executors.base import Need, OnEvent, Slot, Work
+from splatpipe.executors.base import Need, OnEvent, Slot, Upcoming, Work
 from splatpipe.executors.remote import Follower, lost, perform
 from splatpipe.trainers.base import Attempt, TrainRequest
 
@@ -67,6 +67,9 @@ class RayExecutor:
         inner = self._remote.remote(self._shared, request).future()
         inner.add_done_callback(lambda done: self._settle(done, result, request, started))
         return result
+
+    def look_ahead(self, upcoming: Upcoming) -> None:
+        """A worker starts its child when it gets an attempt."""
 
     def flush(self) -> None:
         """Every task went when it was submitted."""

@@ -75,18 +75,25 @@ class Scheduler(Generic[Job]):
         """Begin no new job; retries and what runs go on to their end."""
         self._halted.set()
 
-    def run(self, begin: Callable[[Job, Slot], Start | None]) -> Iterator[Finished[Job]]:
+    def run(
+        self,
+        begin: Callable[[Job, Slot], Start | None],
+        preview: Callable[[Job], TrainRequest] | None = None,
+    ) -> Iterator[Finished[Job]]:
         """Yield every attempt as it ends; the caller may `add` jobs meanwhile. Jobs left over are not yielded.
 
         `begin` says what a job does in the place that it gets, or None when there is nothing to do. What goes wrong
         with us is in `Finished.error` and costs only its own job, except EnvironmentProblem, which halts: the
-        next job would meet it too. When the caller leaves early, `stop` is set and running attempts are waited for.
+        next job would meet it too. `preview` says about what a waiting job will be. When the caller leaves early,
+        `stop` is set and running attempts are waited for.
         """
         try:
             while True:
                 yield from self._hand_out(begin)
                 if not self._running:
                     return
+                if preview is not None:
+                    self._executor.look_ahead(lambda count: [preview(job) for job in self._upcoming(count)])
                 try:
                     yield self._collect(self._ended.get(timeout=LOOK_S))
                 except Empty:
@@ -116,6 +123,13 @@ class Scheduler(Generic[Job]):
             self._running[future] = (job, slot, rank)
             future.add_done_callback(self._ended.put)
         self._executor.flush()
+
+    def _upcoming(self, count: int) -> list[Job]:
+        """The jobs that go next."""
+        if self.stop.is_set():
+            return []
+        most = Rank.RETRY if self._halted.is_set() else Rank.NEW
+        return [entry[3] for entry in heapq.nsmallest(count, self._ready) if entry[0] <= most]
 
     def _next_rank(self) -> Rank | None:
         """The rank of the job that may begin now; None when none may."""

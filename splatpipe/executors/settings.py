@@ -19,6 +19,7 @@ class ExecutorSettings:
     kind: Kind = "local"
     jobs: Annotated[int, Ge(0)] = 0  # attempts at once; 0: as many as GPUs, or CPU cores and memory, allow
     per_gpu: Annotated[int, Ge(0)] = 1  # attempts on one GPU; 0 (local): while its memory and measured use allow
+    standby: bool = True  # local: start the next attempt's child, and decode its photographs, before a place is free
     canary: str | None = None  # a patch that is trained before any other; the others wait for its success
     ray_address: str | None = None  # of a running cluster; None: $RAY_ADDRESS, one on this machine, or a new one
     slurm_partition: str | None = None

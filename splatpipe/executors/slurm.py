@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from splatpipe.errors import EnvironmentProblem
-from splatpipe.executors.base import Need, OnEvent, Slot, Work
+from splatpipe.executors.base import Need, OnEvent, Slot, Upcoming, Work
 from splatpipe.executors.remote import Follower, lost, perform, read_outcome, worker_of, write_outcome
 from splatpipe.executors.settings import ExecutorSettings
 from splatpipe.files import read_json, write_json
@@ -114,6 +114,9 @@ class SlurmExecutor:
         job = _Job(request, Future(), time.time())
         self._waiting.append(job)
         return job.future
+
+    def look_ahead(self, upcoming: Upcoming) -> None:
+        """A worker starts its child when it gets an attempt."""
 
     def flush(self) -> None:
         """Submit what has been collected as one array."""

@@ -31,7 +31,7 @@ from splatpipe.splatting.model import Params, initial_params
 from splatpipe.splatting.noise import add_noise_
 from splatpipe.splatting.raster import BLUR, rasterization
 from splatpipe.splatting.settings import OPTIONS, TrainSettings
-from splatpipe.splatting.views import View, ViewLoader, Views
+from splatpipe.splatting.views import DecodedViews, View, ViewLoader, Views
 
 Report = Callable[..., None]
 """report(event, **values): one event of docs/contracts.md."""
@@ -63,6 +63,7 @@ class TrainingData:
     points: NDArray[np.float64]
     colors: NDArray[np.uint8]
     observed: tuple[NDArray[np.int64], ...] | None = None  # for each view the points it observes; for depth_weight
+    decoded: DecodedViews | None = None  # photographs that are in memory already
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class Observer(Protocol):
     def after_step(self, training: Training, seen: Seen | None) -> None:
         """Called after each step, before its refinement; gradients are still there. None: the camera saw nothing."""
         ...
+
+
+def camera_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order in which an epoch of training takes `count` cameras."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def scene_scale(views: Views) -> float:
@@ -200,8 +206,8 @@ class Training:
         Raises `TrainingFailure` when a guard ends it, `Stopped` (with a checkpoint on disk) when
         `should_stop` says so, `SceneError` for a photograph that cannot be read.
         """
-        loader = ViewLoader(self.data.views, self.device, self.job.cache_bytes)
-        clock = _Clock(self.step)
+        loader = ViewLoader(self.data.views, self.device, self.job.cache_bytes, self.data.decoded)
+        clock, fresh = _Clock(self.step), True
         try:
             while self.step < self.settings.iterations:
                 if should_stop():
@@ -211,8 +217,14 @@ class Training:
                 ahead = self._cameras(self.step + 1) if self.step + 1 < self.settings.iterations else []
                 for index in cameras[1:] + ahead:
                     loader.prefetch(index)
-                seen = self._train_step([loader.get(index) for index in cameras])
+                begun = time.monotonic()
+                views = [loader.get(index) for index in cameras]
+                decoded = time.monotonic()
+                seen = self._train_step(views)
                 self.step += 1
+                if fresh:
+                    self._report_first(decoded - begun, time.monotonic() - decoded)
+                    fresh = False
                 if self.observer:
                     self.observer.after_step(self, seen)
                 self._after_step()
@@ -271,8 +283,7 @@ class Training:
         count, cameras = self.settings.views_per_step, []
         for draw in range(count * step, count * (step + 1)):
             epoch, place = divmod(draw, len(self.data.views))
-            order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.data.views))
-            cameras.append(int(order[place]))
+            cameras.append(int(camera_order(self.settings.seed, epoch, len(self.data.views))[place]))
         return cameras
 
     def sh_degree(self, step: int) -> int:
@@ -426,6 +437,10 @@ class Training:
         if self.health.flung_share > EXPLOSION_SHARE:
             message = f"{self.health.flung_share:.0%} of the Gaussians lie more than {FLUNG_FACTOR:g} scene radii away"
             raise TrainingFailure("explosion", message, self.step)
+
+    def _report_first(self, decoding: float, seconds: float) -> None:
+        """What the first step of this process waited for: photographs, and kernels that load at their first use."""
+        self.report("first_step", step=self.step, decoding=round(decoding, 3), seconds=round(seconds, 3))
 
     def _report_step(self, clock: _Clock) -> None:
         count = len(self.params["means"])

@@ -14,7 +14,22 @@ from numpy.typing import NDArray
 from splatpipe.errors import SceneError
 from splatpipe.splatting.images import load_mask, load_pixels, scaled_K, training_size
 
-_Decoded = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A photograph at training size: pixels (H, W, 3) RGB, black where mask (H, W) is False; None: no mask."""
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+
+Key = tuple[Path, Path | None, int, int]
+DecodedViews = dict[Key, Decoded]
+"""Photographs by file, mask, width and height."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +75,19 @@ class Views:
             raise SceneError(f"{path} leaves nothing of its image at {width}x{height} pixels; remove it or the image")
         return mask
 
+    def key(self, index: int) -> Key:
+        """What the pixels of a view depend on."""
+        width, height = (int(v) for v in self.sizes[index])
+        return self.paths[index], self.masks[index] if self.masks else None, width, height
+
+    def decode(self, index: int) -> Decoded:
+        """A view's photograph. Raises `SceneError` when it, or its mask, cannot be read."""
+        width, height = (int(v) for v in self.sizes[index])
+        pixels, mask = load_pixels(self.paths[index], width, height), self.mask(index)
+        if mask is not None:
+            pixels[~mask] = 0
+        return Decoded(pixels, mask)
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -84,13 +112,19 @@ class ViewLoader:
     Photographs are kept as 8-bit RGB, a quarter of what float32 needs. One thread decodes ahead.
     """
 
-    def __init__(self, views: Views, device: torch.device, cache_bytes: int) -> None:
+    def __init__(
+        self, views: Views, device: torch.device, cache_bytes: int, decoded: DecodedViews | None = None
+    ) -> None:
+        """`decoded`: photographs that are in memory already."""
         self.views = views
         self._device = device
         self._budget = cache_bytes
         self._used = 0
-        self._cache: OrderedDict[int, _Decoded] = OrderedDict()
-        self._pending: dict[int, Future[_Decoded]] = {}
+        self._cache: OrderedDict[int, Decoded] = OrderedDict()
+        self._pending: dict[int, Future[Decoded]] = {}
+        for index in range(len(views)) if decoded else ():
+            if one := decoded.get(views.key(index)):
+                self._keep(index, one)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._viewmats = torch.tensor(views.viewmats, dtype=torch.float32, device=device)
         self._Ks = torch.tensor(views.Ks, dtype=torch.float32, device=device)
@@ -98,11 +132,12 @@ class ViewLoader:
     def prefetch(self, index: int) -> None:
         """Begin to decode a view that will be asked for soon."""
         if index not in self._cache and index not in self._pending:
-            self._pending[index] = self._pool.submit(self._decode, index)
+            self._pending[index] = self._pool.submit(self.views.decode, index)
 
     def get(self, index: int) -> View:
         """The view at `index`. Raises `SceneError` when its photograph cannot be read."""
-        pixels, mask = self._pixels(index)
+        found = self._decoded(index)
+        pixels, mask = found.pixels, found.mask
         image = torch.from_numpy(pixels).to(self._device).float().mul_(1 / 255)
         height, width = pixels.shape[:2]
         one = slice(index, index + 1)
@@ -112,25 +147,17 @@ class ViewLoader:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _pixels(self, index: int) -> _Decoded:
+    def _decoded(self, index: int) -> Decoded:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
         pending = self._pending.pop(index, None)
-        decoded = pending.result() if pending else self._decode(index)
-        self._cache[index] = decoded
-        self._used += _bytes(decoded)
-        while self._used > self._budget and len(self._cache) > 1:
-            self._used -= _bytes(self._cache.popitem(last=False)[1])
+        decoded = pending.result() if pending else self.views.decode(index)
+        self._keep(index, decoded)
         return decoded
 
-    def _decode(self, index: int) -> _Decoded:
-        width, height = (int(v) for v in self.views.sizes[index])
-        pixels, mask = load_pixels(self.views.paths[index], width, height), self.views.mask(index)
-        if mask is not None:
-            pixels[~mask] = 0
-        return pixels, mask
-
-
-def _bytes(decoded: _Decoded) -> int:
-    return sum(array.nbytes for array in decoded if array is not None)
+    def _keep(self, index: int, decoded: Decoded) -> None:
+        self._cache[index] = decoded
+        self._used += decoded.nbytes
+        while self._used > self._budget and len(self._cache) > 1:
+            self._used -= self._cache.popitem(last=False)[1].nbytes

@@ -181,6 +181,20 @@ class PreparedTrainer(Trainer, Protocol):
 
 
 @runtime_checkable
+class StandbyTrainer(Trainer, Protocol):
+    """A trainer whose child can be started before it is known what it will train."""
+
+    def standby(self, request: TrainRequest) -> Command:
+        """A child that gets ready for a request about like this one, taking nothing of its accelerator.
+
+        It reads two lines from its standard input: a JSON object with `request` and `room`, bytes of main memory for
+        photographs; later the path of the request that it is to train, from when on it is the child that `command`
+        describes. It ends when its input ends.
+        """
+        ...
+
+
+@runtime_checkable
 class AttendedTrainer(Trainer, Protocol):
     """A trainer whose child neither writes events nor `splat.ply`; the supervisor records its events."""
 

@@ -1,5 +1,7 @@
 """The child process of one attempt: `python -m splatpipe.trainers.gsplat_child REQUEST.json`.
 
+With `--standby` in place of the request it gets ready and waits for one (`base.StandbyTrainer`).
+
 Trains through `splatting/` on the request's device and reports through `events.jsonl` (docs/contracts.md).
 """
 
@@ -12,13 +14,19 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from splatpipe.errors import SplatpipeError
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json
 from splatpipe.trainers.base import TrainRequest
 
+if TYPE_CHECKING:
+    from splatpipe.splatting.views import DecodedViews
+
+STANDBY = "--standby"
 EXIT_GUARD = 3
 EXIT_STOPPED = 143
 
@@ -34,6 +42,20 @@ class EventLog:
     def __call__(self, event: str, **values: Any) -> None:
         self._handle.write(json.dumps({"t": round(time.time(), 3), "event": event, **values}) + "\n")
         self._handle.flush()
+
+
+class Laps:
+    """Seconds that each part of a beginning took, in order."""
+
+    def __init__(self, began: float) -> None:
+        """`began`: seconds since the epoch."""
+        self.seconds: dict[str, float] = {}
+        self._last = began
+
+    def __call__(self, part: str) -> None:
+        """This part is over."""
+        now = time.time()
+        self.seconds[part], self._last = round(max(now - self._last, 0.0), 3), now
 
 
 class StopSignal:
@@ -52,15 +74,36 @@ class StopSignal:
 
 
 def main(argv: list[str]) -> int:
-    request = TrainRequest.from_json(read_json(Path(argv[0])))
-    report = EventLog(request.files.events)
     stop = StopSignal()
+    if argv[0] == STANDBY:
+        return _stand_by(stop)
+    return _train(Path(argv[0]), Laps(psutil.Process().create_time()), stop)
+
+
+def _stand_by(stop: StopSignal) -> int:
+    """Get ready, wait for a request and train it; see `base.StandbyTrainer`."""
+    given = json.loads(sys.stdin.readline())
+    expected = TrainRequest.from_json(given["request"])
+    from splatpipe.trainers.gsplat_standby import Photographs, load_kernels
+
+    load_kernels(expected)
+    photographs = Photographs(expected, given["room"])
+    path = sys.stdin.readline().rstrip("\n")
+    return _train(Path(path), Laps(time.time()), stop, photographs.take()) if path else 0
+
+
+def _train(path: Path, laps: Laps, stop: StopSignal, decoded: DecodedViews | None = None) -> int:
+    """Train the request at `path`; the exit status."""
+    request = TrainRequest.from_json(read_json(path))
+    report = EventLog(request.files.events)
+    laps("process")
     # torch and numba are imported here, so that the signal handlers are in place within milliseconds
     from splatpipe.splatting.loop import Stopped, TrainingFailure
     from splatpipe.trainers.gsplat_run import run
 
+    laps("imports")
     try:
-        run(request, report, stop)
+        run(request, report, stop, laps, decoded or {})
     except TrainingFailure as failure:
         report("error", **{"class": failure.failure, "message": str(failure), "step": failure.step})
         return EXIT_GUARD

@@ -14,6 +14,7 @@ from typing import Any
 from splatpipe.trainers.base import Command, TrainerInfo, TrainRequest
 from splatpipe.trainers.devices import visible_devices
 from splatpipe.trainers.gsplat_build import build_environment, ensure_built
+from splatpipe.trainers.gsplat_child import STANDBY
 
 
 class GsplatTrainer:
@@ -44,7 +45,14 @@ class GsplatTrainer:
 
     def command(self, request: TrainRequest) -> Command:
         """The child for `request`; on CUDA it sees one device only, so that its ordinal is always 0."""
-        argv = (sys.executable, "-m", "splatpipe.trainers.gsplat_child", str(request.files.request))
+        return self._child(str(request.files.request), request)
+
+    def standby(self, request: TrainRequest) -> Command:
+        """The same child, which imports, loads kernels and decodes photographs until it is told what to train."""
+        return self._child(STANDBY, request)
+
+    def _child(self, argument: str, request: TrainRequest) -> Command:
+        argv = (sys.executable, "-m", "splatpipe.trainers.gsplat_child", argument)
         environment = self._cuda_environment if request.device.startswith("cuda") else os.environ
         return Command(argv=argv, env=visible_devices(request.device, environment))
 

@@ -5,45 +5,57 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 
 from splatpipe.health.watch import HealthWatch
-from splatpipe.patches.dataset import read_dataset
+from splatpipe.patches.dataset import PatchData, read_dataset
 from splatpipe.splatting import raster
 from splatpipe.splatting.loop import Report, Training, TrainingData, TrainingJob, render
 from splatpipe.splatting.metrics import color_corrected, psnr, ssim
 from splatpipe.splatting.model import Params, to_splats
 from splatpipe.splatting.ply import antialiased_comment, transform, write_splats
-from splatpipe.splatting.views import ViewLoader, Views
+from splatpipe.splatting.views import DecodedViews, ViewLoader, Views
 from splatpipe.trainers.base import TrainRequest
 from splatpipe.trainers.lichtfeld_options import MIP_BLUR
 from splatpipe.trainers.tail import read_events
 
+if TYPE_CHECKING:
+    from splatpipe.trainers.gsplat_child import Laps
+
 MAX_AUTO_CACHE_BYTES = 16 << 30
 
 
-def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) -> None:
-    """Train `request` and leave `splat.ply` in scene coordinates. Raises what `Training.run` raises."""
+def run(
+    request: TrainRequest, report: Report, should_stop: Callable[[], bool], laps: Laps, decoded: DecodedViews
+) -> None:
+    """Train `request` and leave `splat.ply` in scene coordinates. Raises what `Training.run` raises.
+
+    `decoded`: photographs that are in memory already, maybe of another patch.
+    """
     started = time.monotonic()
     # `GsplatTrainer.command` shows this process one CUDA device only, which therefore is number 0 here.
     request = replace(request, device="cuda:0" if request.device.startswith("cuda") else "cpu")
     use_threads(torch.device(request.device), request.threads)
     if request.device == "cpu":
         raster.warm_up(lambda what: report("compiling", what=what))
-    data, holdout = _load(request)
+    laps("kernels")
+    data, holdout = _load(request, decoded)
+    laps("data")
     job = TrainingJob(
         settings=request.settings,
         init_scaling=request.init_scaling,
         device=request.device,
         checkpoints=request.files.checkpoints,
-        cache_bytes=_cache_bytes(request),
+        cache_bytes=max(_cache_bytes(request), sum(one.nbytes for one in decoded.values())),
         earlier=tuple(files.checkpoints for files in request.continued),
     )
     training = Training(data, job, report)
+    laps("model")
     report(
         "start",
         device=_device_name(request.device),
@@ -53,6 +65,8 @@ def run(request: TrainRequest, report: Report, should_stop: Callable[[], bool]) 
         scene_scale=training.scene_scale,
         resumed_from=training.resumed_from,
         resumed_attempt=_resumed_attempt(training, request),
+        startup=laps.seconds,
+        decoded=len(decoded),
     )
     watch = _watch(training, request, report)
     params = training.run(should_stop)
@@ -102,20 +116,33 @@ def use_threads(device: torch.device, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _load(request: TrainRequest) -> tuple[TrainingData, Views]:
+def _load(request: TrainRequest, decoded: DecodedViews) -> tuple[TrainingData, Views]:
     patch = read_dataset(request.patch.root)
-    views = Views(patch.names, patch.image_paths, patch.viewmats, patch.Ks, patch.sizes, patch.masks)
-    used = np.array([i for i, name in enumerate(views.names) if name not in set(request.skip_cameras)], np.int64)
-    size = request.settings.downscale, request.settings.max_width
+    used = _used(patch, request)
+    views = _views(patch, request).take(used)
     observed = patch.observed(used) if request.settings.depth_weight else None
-    data = TrainingData(views.take(used).resized(*size), patch.points, patch.colors, observed)
+    data = TrainingData(views, patch.points, patch.colors, observed, decoded)
     return data, load_holdout(request) if (request.patch.holdout / "sparse" / "0").is_dir() else views.take(used[:0])
+
+
+def load_views(request: TrainRequest) -> Views:
+    """The views that `request` trains on, at training size."""
+    patch = read_dataset(request.patch.root)
+    return _views(patch, request).take(_used(patch, request))
 
 
 def load_holdout(request: TrainRequest) -> Views:
     """The hold-out views of the patch at training size."""
-    held = read_dataset(request.patch.holdout)
-    views = Views(held.names, held.image_paths, held.viewmats, held.Ks, held.sizes, held.masks)
+    return _views(read_dataset(request.patch.holdout), request)
+
+
+def _used(patch: PatchData, request: TrainRequest) -> NDArray[np.int64]:
+    left_out = set(request.skip_cameras)
+    return np.array([i for i, name in enumerate(patch.names) if name not in left_out], np.int64)
+
+
+def _views(patch: PatchData, request: TrainRequest) -> Views:
+    views = Views(patch.names, patch.image_paths, patch.viewmats, patch.Ks, patch.sizes, patch.masks)
     return views.resized(request.settings.downscale, request.settings.max_width)
 
 

@@ -18,7 +18,7 @@ from splatpipe.files import read_json, write_json
 from splatpipe.trainers import launch
 from splatpipe.trainers.base import Command
 
-MARKER = "SPLATPIPE_ATTEMPT"  # in the environment of every process of an attempt: which attempt it belongs to
+MARKER = "SPLATPIPE_ATTEMPT"  # in the environment of every process of an attempt: which one it was started for
 READ_BYTES = 1 << 16
 RECORD = "child.json"
 GONE_S = 5.0  # a killed process may take a moment to give back its memory
@@ -27,9 +27,13 @@ GONE_S = 5.0  # a killed process may take a moment to give back its memory
 class ChildProcess:
     """A running child in a session of its own; the guardian in `launch.py` is the session's leader."""
 
-    def __init__(self, command: Command, attempt: Path) -> None:
-        """Start `command`; EnvironmentProblem when it cannot be."""
-        environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **command.env, MARKER: str(attempt.resolve())}
+    def __init__(self, command: Command, attempt: Path, waits: bool = False) -> None:
+        """Start `command`; EnvironmentProblem when it cannot be.
+
+        With `waits` it can be told things (`tell`), and belongs to no attempt until `belongs_to` says so.
+        """
+        self._marker = str(attempt.resolve())
+        environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **command.env, MARKER: self._marker}
         program = _executable(command, environment)
         watched, self._lifeline = os.pipe()
         guardian = [sys.executable, "-I", "-S", launch.__file__, str(watched), str(os.getpid())]
@@ -38,7 +42,7 @@ class ChildProcess:
                 [*guardian, program, *command.argv[1:]],
                 env=environment,
                 cwd=command.cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -58,13 +62,25 @@ class ChildProcess:
         self.peak_vram = 0
         self.output_ended = False
         self._seen: set[psutil.Process] = set()
-        self._record(attempt)
+        if not waits:
+            self.belongs_to(attempt)
 
-    def _record(self, attempt: Path) -> None:
+    def tell(self, line: str, last: bool = False) -> bool:
+        """Write a line to the child's standard input, and end that after the `last` one; False when nobody reads."""
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(line.encode() + b"\n")
+            if last:
+                self._popen.stdin.close()
+        except OSError:
+            return False
+        return True
+
+    def belongs_to(self, attempt: Path) -> None:
         """Note who the child is, for a later run to end it; a full disk must not end the attempt."""
         with contextlib.suppress(psutil.Error, OSError):
-            created = psutil.Process(self.pid).create_time()
-            write_json(attempt / RECORD, {"pid": self.pid, "create_time": created, "parent": os.getpid()})
+            created, ours = psutil.Process(self.pid).create_time(), {"parent": os.getpid(), "marker": self._marker}
+            write_json(attempt / RECORD, {"pid": self.pid, "create_time": created, **ours})
 
     @property
     def exit_status(self) -> int | None:
@@ -121,8 +137,10 @@ class ChildProcess:
     def close(self) -> None:
         """Let go of the pipes; the guardian kills whatever is left of the group."""
         os.close(self._lifeline)
-        if self._popen.stdout is not None:
-            self._popen.stdout.close()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
     def sample(self) -> None:
         """Update the peaks of resident and device memory, summed over the tree, in bytes."""
@@ -194,12 +212,13 @@ def end_recorded(attempt: Path, wait_s: float = 10.0) -> bool:
     """Kill what an earlier, killed splatpipe left running in the attempt folder; whether there was anything.
 
     A process is only touched when it is the recorded one (pid and creation time), or belongs to its
-    session and carries this attempt's marker in its environment: process ids are reused.
+    session and carries the recorded marker in its environment: process ids are reused.
     """
     record = attempt / RECORD
     try:
         noted = read_json(record)
-        found = _survivors(attempt, int(noted["pid"]), float(noted["create_time"]))
+        marker = str(noted.get("marker", attempt.resolve()))
+        found = _survivors(marker, int(noted["pid"]), float(noted["create_time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
     for process in found:
@@ -210,7 +229,7 @@ def end_recorded(attempt: Path, wait_s: float = 10.0) -> bool:
     return bool(found)
 
 
-def _survivors(attempt: Path, session: int, created: float) -> list[psutil.Process]:
+def _survivors(marker: str, session: int, created: float) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
@@ -218,7 +237,7 @@ def _survivors(attempt: Path, session: int, created: float) -> list[psutil.Proce
                 continue
             same = process.pid == session and abs(process.create_time() - created) < 0.05
             # A clock that was set since has moved the creation time, so the marker counts for the leader as well.
-            ours = same or process.environ().get(MARKER) == str(attempt.resolve())
+            ours = same or process.environ().get(MARKER) == marker
         except (psutil.Error, OSError):
             continue
         if ours:

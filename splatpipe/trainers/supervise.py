@@ -18,11 +18,12 @@ from splatpipe.files import write_json
 from splatpipe.health.sinks import Sinks
 from splatpipe.layout import AttemptLayout
 from splatpipe.machine import memory_limit
-from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Command, Trainer, TrainRequest
+from splatpipe.trainers.base import Attempt, Attendant, AttendedTrainer, CollectProblem, Trainer, TrainRequest
 from splatpipe.trainers.holdout import judge_holdout
 from splatpipe.trainers.output import CollapsedSplat, NonFiniteSplat, check_alive, check_splat
 from splatpipe.trainers.process import RECORD, ChildProcess, end_recorded, kernel_oom_kills
 from splatpipe.trainers.progress import Progress
+from splatpipe.trainers.standby import Standby
 from splatpipe.trainers.tail import BoundedLog, EventTail, LineMemory, LineSplitter, append_event
 
 POLL_S = 0.1
@@ -40,22 +41,25 @@ def run_attempt(
     on_event: OnEvent,
     stop: threading.Event,
     catalogue: Catalogue | None = None,
+    standby: Standby | None = None,
 ) -> Attempt:
     """Train once, in a child process, and say how it went.
 
     Blocks until the child and everything it started are gone. Every event of the child (docs/contracts.md)
     goes to `on_event`, in this thread. When `stop` is set the child gets SIGTERM, `limits.grace_s`, then
     SIGKILL, and the attempt is `interrupted`. An attempt folder that was interrupted may be run again: log and
-    events are appended to. Failures of the attempt are returned, never raised; what `on_event` raises ends
-    the child and is passed on.
+    events are appended to. `standby` becomes the child if it suits and still lives. Failures of the attempt are
+    returned, never raised; what `on_event` raises ends the child and is passed on.
     """
     started, begun = time.time(), time.monotonic()
     try:
         attendant = trainer.attend(request) if isinstance(trainer, AttendedTrainer) else None
-        child = _start(trainer, request)
+        _prepare(request)
+        events = EventTail(request.files.events)  # at its present end, before the child can write
+        child = _start(trainer, request, standby)
     except SplatpipeError as error:
         return _never_started(request, started, error)
-    watch = Watch(child, trainer, request, on_event, stop, attendant, catalogue or default_catalogue())
+    watch = Watch(child, trainer, request, on_event, stop, attendant, catalogue or default_catalogue(), events)
     try:
         watch.run()
     finally:
@@ -94,8 +98,8 @@ def _lines_of(files: AttemptLayout) -> list[str]:
         return []
 
 
-def _start(trainer: Trainer, request: TrainRequest) -> ChildProcess:
-    """Write the request and start the child; SplatpipeError when that cannot be done."""
+def _prepare(request: TrainRequest) -> None:
+    """Make the attempt's folder, with the request in it; EnvironmentProblem when that cannot be done."""
     files = request.files
     try:
         files.root.mkdir(parents=True, exist_ok=True)
@@ -103,8 +107,12 @@ def _start(trainer: Trainer, request: TrainRequest) -> ChildProcess:
         files.splat.unlink(missing_ok=True)  # from here on its existence says that this run made it
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {files.root}: {error.strerror or error}.") from error
-    command: Command = trainer.command(request)
-    return ChildProcess(command, files.root)
+
+
+def _start(trainer: Trainer, request: TrainRequest, standby: Standby | None) -> ChildProcess:
+    """The child; SplatpipeError when it cannot be started."""
+    waiting = standby.go(request) if standby else None
+    return waiting or ChildProcess(trainer.command(request), request.files.root)
 
 
 def _never_started(request: TrainRequest, started: float, error: SplatpipeError) -> Attempt:
@@ -125,6 +133,7 @@ class Watch:
         stop: threading.Event,
         attendant: Attendant | None,
         catalogue: Catalogue,
+        events: EventTail,
     ) -> None:
         self.progress = Progress()
         self.catalogue = catalogue
@@ -141,7 +150,7 @@ class Watch:
         self.uncollected: OutputProblem | None = None
         self._attendant = attendant
         self._condemned = False
-        self._events = EventTail(request.files.events)
+        self._events = events
         title = f"{request.patch_id}/{request.attempt:02d}"
         self._sinks = Sinks(request.health.sinks, request.files.root, title, self.progress.warnings.append)
         self._poll = select.poll()
