@@ -159,7 +159,7 @@ def split(
 
     options = pipeline.RunOptions.resolve(scene, out, config, overrides or [], images, None)
     with _stopping():
-        _print(pipeline.split(options, dry_run=dry_run, picture=picture), plan_table, as_json)
+        _print(pipeline.split(options, dry_run=dry_run, picture=picture, stop=_stop), plan_table, as_json)
 
 
 @app.command()
@@ -319,6 +319,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: turns what a user can cause into one sentence and an exit code."""
+    before = signal.signal(signal.SIGTERM, _terminate)  # commands that can be stopped with care have their own
     try:
         app(standalone_mode=True)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -338,6 +339,14 @@ def main() -> None:
     except Exception as error:
         _explain(error, "this is a bug of splatpipe: ")
         sys.exit(EXIT_BUG)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave at once, also from the middle of an import: nothing goes on that must be brought to a good end."""
+    _say("stopped")
+    sys.exit(EXIT_TERMINATED)
 
 
 def _explain(error: Exception, prefix: str = "") -> None:
@@ -387,7 +396,7 @@ class _stopping:
             raise KeyboardInterrupt
         _stop_signal = number
         _stop.set()
-        _say("stopping: the running attempts write a checkpoint first")
+        _say("stopping: attempts that are running write a checkpoint first")
 
 
 if __name__ == "__main__":

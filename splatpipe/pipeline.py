@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def run(
     crew = Crew(trainer, trainer.probe(), other) if trainer else choose_crew(config, options.profile_folders)
     if config.executor.kind == "local":
         local_slots(config.executor, _demand(config), crew.info)  # before anything is written
-    with _prepared(options, crew) as (plan, ledger), _reported(options.layout):
+    with _prepared(options, crew, stop) as (plan, ledger), _reported(options.layout):
         _check_ids("--retrain", options.retrain - {ALL}, plan)
         _check_ids("executor.canary", [config.executor.canary] if config.executor.canary else [], plan)
         for sentence in settle(ledger, crew):
@@ -220,14 +221,19 @@ def report(run_folder: Path, splat: bool) -> dict[str, Any]:
     return {"report": str(layout.report), "splat": str(made) if made else None}
 
 
-def split(options: RunOptions, *, dry_run: bool, picture: Path | None = None) -> dict[str, Any]:
-    """The plan of a run as data, and as a map at `picture`; written to the run folder unless `dry_run`."""
+def split(
+    options: RunOptions, *, dry_run: bool, picture: Path | None = None, stop: threading.Event | None = None
+) -> dict[str, Any]:
+    """The plan of a run as data, and as a map at `picture`; written to the run folder unless `dry_run`.
+
+    Raises `Interrupted` when `stop` was set.
+    """
     if dry_run:
-        plan = make_plan(_read(options).scene, options.config, options.profile_folders)
+        plan = make_plan(_read(options).scene, options.config, options.profile_folders, check=partial(_check, stop))
         if picture:
             write_map(plan, picture)
         return plan.to_json()
-    with _prepared(options) as (plan, _):
+    with _prepared(options, stop=stop) as (plan, _):
         if picture:
             write_map(plan, picture)
         return plan.to_json() | {"run": str(options.layout.root)}
@@ -272,22 +278,28 @@ def _read(options: RunOptions) -> SceneReading:
 
 
 @contextlib.contextmanager
-def _prepared(options: RunOptions, crew: Crew | None = None) -> Iterator[tuple[Plan, Ledger]]:
-    """The run folder, locked, with its patches on disk and on record. Nothing is written for a bad scene."""
-    layout = options.layout
+def _prepared(
+    options: RunOptions, crew: Crew | None = None, stop: threading.Event | None = None
+) -> Iterator[tuple[Plan, Ledger]]:
+    """The run folder, locked, with its patches on disk and on record. Nothing is written for a bad scene.
+
+    Raises `Interrupted` soon after `stop` is set, between two patches.
+    """
+    layout, check = options.layout, partial(_check, stop)
     reading = _read(options)
     for finding in reading.findings:
         _say(f"{finding.severity}: {finding.message}")
+    check()
     # Settings that cannot be used must be found before anything is written.
     cut = check_plan(reading.scene, options.config, options.profile_folders)
     with locked(layout, _say):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
-        scene = undistort(reading.scene, layout.scene, _say)
+        scene = undistort(reading.scene, layout.scene, _say, check)
         same = cut if scene is reading.scene else None  # undistorted images show a little more or less
-        plan = make_plan(scene, options.config, options.profile_folders, same)
+        plan = make_plan(scene, options.config, options.profile_folders, same, check)
         for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
             _say(f"{finding.severity}: {finding.message}")
-        write_datasets(plan, layout)
+        write_datasets(plan, layout, check)
         with open_ledger(layout, crew.first if crew else None, _say) as ledger:
             run_id = ledger.start_run(
                 layout.root.name,
@@ -392,6 +404,11 @@ def _report(merged: Merged) -> None:
 
 
 # ------------------------------------------------------------------ small things
+
+
+def _check(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Interrupted("stopped before anything was trained; run again to continue")
 
 
 def _outcome(ledger: Ledger, patch_id: str) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,10 +145,17 @@ class Plan:
         }
 
 
-def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = (), known: Split | None = None) -> Plan:
+def make_plan(
+    scene: Scene,
+    config: Config,
+    profile_folders: tuple[Path, ...] = (),
+    known: Split | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Plan:
     """Split `scene`, measure its patches, choose each one's rung, cap and schedule. Writes nothing.
 
-    `known` is what `check_plan` gave for the same scene and settings, if it was asked.
+    `known` is what `check_plan` gave for the same scene and settings, if it was asked. What `check`, called before
+    each patch, raises ends it.
     """
     profile = _profile(config, profile_folders)
     fixed, hyper = _fixed_rung(config, profile), _hyper_parameters(config, profile)
@@ -157,6 +164,7 @@ def make_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = 
     cut = known or split(scene, patching)
 
     def measure(patch: Patch) -> Measured:
+        check()
         similarity = normalising_similarity(scene, patch)
         stats = patch_stats(
             scene,
@@ -197,10 +205,14 @@ def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] =
     return split(scene, patching)
 
 
-def write_datasets(plan: Plan, layout: RunLayout) -> None:
-    """Write every patch that is not on disk yet, or is not what `plan` says, and the map when any was written."""
+def write_datasets(plan: Plan, layout: RunLayout, check: Callable[[], None] = lambda: None) -> None:
+    """Write every patch that is not on disk yet, or is not what `plan` says, and the map when any was written.
+
+    What `check`, called before each patch, raises ends it.
+    """
 
     def write(planned: PlannedPatch) -> bool:
+        check()
         if _on_disk(planned, plan.scene, layout):
             return False
         place = layout.patch(planned.id)

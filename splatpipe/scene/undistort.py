@@ -6,11 +6,12 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from splatpipe.scene.masks import mask_paths, undistort_masks
 FULL = 1 << 20  # bytes; a disk with less is full
 KEY_FILE = "undistorted.json"
 JPEG_QUALITY = 98
+POLL_S = 0.2
 VERSION = 1  # of what is written; part of the key
 
 
@@ -35,10 +37,16 @@ def needs_undistortion(scene: Scene) -> bool:
     return any(one.model not in PINHOLE_MODELS for one in scene.intrinsics)
 
 
-def undistort(scene: Scene, cache: Path, announce: Callable[[str], None] | None = None) -> Scene:
+def undistort(
+    scene: Scene,
+    cache: Path,
+    announce: Callable[[str], None] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Scene:
     """The scene with pinhole cameras: itself if it has no others, else from `cache/images` and `cache/sparse`.
 
-    `announce` is told when images have to be undistorted, which takes a while.
+    `announce` is told when images have to be undistorted, which takes a while; what `check`, called now and then
+    meanwhile, raises ends it.
 
     `cache` is filled when it does not hold this scene yet, and replaced whole or not at all. Raises `SceneError`
     naming an image that could not be undistorted.
@@ -50,7 +58,7 @@ def undistort(scene: Scene, cache: Path, announce: Callable[[str], None] | None 
         if announce:
             announce(f"undistorting {scene.n_cameras} images into {cache} (once)")
         with atomic_folder(cache) as temporary:
-            _fill(scene, temporary)
+            _fill(scene, temporary, check)
             if scene.mask_dir is not None:
                 undistort_masks(scene, temporary / "masks")
             write_json(temporary / KEY_FILE, {"key": key})
@@ -91,12 +99,12 @@ def _holds(cache: Path, key: str) -> bool:
         return False
 
 
-def _fill(scene: Scene, folder: Path) -> None:
+def _fill(scene: Scene, folder: Path, check: Callable[[], None]) -> None:
     """Write `images/` and `sparse/` into `folder` through pycolmap."""
     source, made = folder / "source", folder / "made"
     everything = np.arange(scene.n_cameras), np.arange(scene.n_points)
     write_model(scene, *everything, source, intrinsics={one.id: one for one in scene.intrinsics})
-    _run_pycolmap(made, source, scene.image_dir)
+    _run_pycolmap(made, source, scene.image_dir, check)
     absent = photographs.missing_images(made / "images", scene.names)
     if absent.any():
         name = scene.names[int(np.argmax(absent))]
@@ -108,16 +116,34 @@ def _fill(scene: Scene, folder: Path) -> None:
         shutil.rmtree(left)
 
 
-def _run_pycolmap(made: Path, source: Path, image_dir: Path) -> None:
+def _run_pycolmap(made: Path, source: Path, image_dir: Path, check: Callable[[], None]) -> None:
     """Undistort in a child process: libjpeg ends the process that runs it when the disk is full."""
     command = [sys.executable, "-m", __name__, str(made), str(source), str(image_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode == 0:
+    with tempfile.TemporaryFile() as said:
+        status = _watched(command, said, check)
+        said.seek(0)
+        lines = said.read().decode("utf-8", "replace").strip().splitlines()
+    if status == 0:
         return
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    last = (lines or [f"exit status {status}"])[-1]
     if "disk space" in last or shutil.disk_usage(made.parent).free < FULL:
         raise _no_room(made.parent)
     raise SceneError(f"{image_dir}: the images could not be undistorted ({last})")
+
+
+def _watched(command: Sequence[str], said: IO[bytes], check: Callable[[], None]) -> int:
+    """Exit status of a child in a session of its own, so that Ctrl-C reaches it by way of `check` alone."""
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+    )
+    try:
+        while True:
+            check()
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(timeout=POLL_S)
+    finally:
+        child.kill()
+        child.wait()
 
 
 def _no_room(folder: Path) -> EnvironmentProblem:

@@ -122,8 +122,9 @@ class ViewLoader:
         self._used = 0
         self._cache: OrderedDict[int, Decoded] = OrderedDict()
         self._pending: dict[int, Future[Decoded]] = {}
-        for index in range(len(views)) if decoded else ():
-            if one := decoded.get(views.key(index)):
+        ready = decoded or {}
+        for index in range(len(views)) if ready else ():
+            if one := ready.get(views.key(index)):
                 self._keep(index, one)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._viewmats = torch.tensor(views.viewmats, dtype=torch.float32, device=device)
