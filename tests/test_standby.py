@@ -158,7 +158,7 @@ def test_a_child_that_had_waited_is_found_in_its_attempt_by_a_later_run(request_
 
 @pytest.fixture
 def standbys() -> Iterator[Standbys]:
-    kept = Standbys([WaitingDouble({})], lambda running: 0)
+    kept = Standbys([WaitingDouble({})], lambda running, devices: 0)
     yield kept
     kept.close()
 
@@ -226,18 +226,19 @@ def test_children_that_nobody_needs_any_more_are_ended(standbys: Standbys, reque
 
 
 def test_where_memory_is_short_no_child_waits(request_of: Any) -> None:
-    rooms: list[int] = []
-    kept = Standbys([WaitingDouble({})], lambda running: rooms.append(running) or -1)  # type: ignore[func-returns-value]
+    rooms: list[tuple[int, int]] = []
+    kept = Standbys([WaitingDouble({})], lambda running, devices: rooms.append((running, devices)) or -1)  # type: ignore
     kept.begins("cpu")
     heard(kept, "cpu", 1.0)
     kept.look_ahead(3, upcoming_of(request_of()))
     assert kept.take(request_of()) is None
-    assert rooms == [3]
-    assert photograph_room(2, memory_limit()) < -CHILD_BYTES
+    assert rooms == [(3, 1)]
+    assert photograph_room(2, 1, need=memory_limit()) < -CHILD_BYTES
+    assert photograph_room(1, 10**6, need=0) < 0
 
 
 def test_a_trainer_without_such_children_has_none(request_of: Any) -> None:
-    kept = Standbys([TrainerDouble({})], lambda running: 0)
+    kept = Standbys([TrainerDouble({})], lambda running, devices: 0)
     kept.begins("cpu")
     heard(kept, "cpu", 1.0)
     kept.look_ahead(1, upcoming_of(request_of()))
@@ -264,7 +265,7 @@ def test_the_next_in_the_queue_is_made_ready_while_one_trains(request_of: Any) -
             return super().run(request, on_event, stop, standby)
 
     trainer = WaitingDouble({})
-    kept = Looking([trainer], lambda running: 0)
+    kept = Looking([trainer], lambda running, devices: 0)
     executor = LocalExecutor([Slot("cpu", 1)], Patient((trainer,), default_catalogue()), stop, standbys=kept)
     scheduler = Scheduler[str](executor, stop)
     for cost, name in enumerate(requests):
@@ -332,11 +333,13 @@ def test_photographs_are_decoded_ahead_as_training_would_and_no_more_than_fit(tm
         one._thread.join()
     order = camera_order(request.settings.seed, 0, len(views))
     assert list(few.take()) == [views.key(int(index)) for index in order[:3]]
-    assert len(everything.take()) == len(views)
+    decoded = everything.take()
+    assert len(decoded) == len(views) and not everything.take()
 
     plain = ViewLoader(views, torch.device("cpu"), 1 << 30)
     pictures = [plain.get(index).image for index in range(len(views))]
     for path in views.paths:
         path.unlink()  # a link of the patch
-    ready = ViewLoader(views, torch.device("cpu"), 1 << 30, everything.take())
+    ready = ViewLoader(views, torch.device("cpu"), 1 << 30, decoded)
+    assert not decoded
     assert all(torch.equal(ready.get(index).image, picture) for index, picture in enumerate(pictures))

@@ -26,8 +26,11 @@ MOST_PHOTOGRAPHS = 16 << 30  # bytes
 class Standbys:
     """At most one child that waits for each device. `heard` is safe for several threads, nothing else is."""
 
-    def __init__(self, trainers: Sequence[Trainer], room: Callable[[int], int]) -> None:
-        """`room`: bytes that photographs may take while so many attempts run; below 0: not even a child may."""
+    def __init__(self, trainers: Sequence[Trainer], room: Callable[[int, int], int]) -> None:
+        """`room`: bytes for the photographs of one child while so many attempts run on so many devices.
+
+        Below 0 there is none even for a child without photographs.
+        """
         self._trainers = {one.name: one for one in trainers if isinstance(one, StandbyTrainer)}
         self._room = room
         self._ends: dict[str, float] = {}  # by device, when the attempt there will have made its last step
@@ -54,7 +57,7 @@ class Standbys:
         while len(self._waiting) > len(wanted):
             self._waiting.popitem()[1].cancel()
         for device, request in zip(missing, wanted[len(self._waiting) :], strict=False):
-            self._start(replace(request, device=device), self._room(running))
+            self._start(replace(request, device=device), self._room(running, len(self._ends)))
 
     def take(self, request: TrainRequest) -> Standby | None:
         """The child that waits for this request's device, if it is of its trainer."""
@@ -76,7 +79,11 @@ class Standbys:
             self._waiting[request.device] = Standby(trainer, request, room)
 
 
-def photograph_room(running: int, need: int) -> int:
-    """Bytes for the photographs of a child that waits beside `running` attempts that may grow to `need` bytes each."""
+def photograph_room(running: int, devices: int, need: int) -> int:
+    """Bytes for the photographs of a child that waits beside `running` attempts that may grow to `need` bytes each.
+
+    One such child may wait for each of the `devices`.
+    """
     left = int(memory_limit() * MEMORY_SHARE) - running * need
-    return min(left, psutil.virtual_memory().available // 2, MOST_PHOTOGRAPHS + CHILD_BYTES) - CHILD_BYTES
+    share = min(left, psutil.virtual_memory().available // 2) // devices
+    return min(share - CHILD_BYTES, MOST_PHOTOGRAPHS)

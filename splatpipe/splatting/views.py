@@ -115,17 +115,18 @@ class ViewLoader:
     def __init__(
         self, views: Views, device: torch.device, cache_bytes: int, decoded: DecodedViews | None = None
     ) -> None:
-        """`decoded`: photographs that are in memory already."""
+        """`decoded`: photographs that are in memory already; it is emptied, so that no more is kept than the cache."""
         self.views = views
         self._device = device
         self._budget = cache_bytes
         self._used = 0
         self._cache: OrderedDict[int, Decoded] = OrderedDict()
         self._pending: dict[int, Future[Decoded]] = {}
-        ready = decoded or {}
+        ready = {} if decoded is None else decoded
         for index in range(len(views)) if ready else ():
-            if one := ready.get(views.key(index)):
+            if one := ready.pop(views.key(index), None):
                 self._keep(index, one)
+        ready.clear()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._viewmats = torch.tensor(views.viewmats, dtype=torch.float32, device=device)
         self._Ks = torch.tensor(views.Ks, dtype=torch.float32, device=device)

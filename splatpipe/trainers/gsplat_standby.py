@@ -40,9 +40,10 @@ class Photographs:
         self._thread.start()
 
     def take(self) -> DecodedViews:
-        """What has been decoded by now; the photograph in hand is not waited for."""
+        """What has been decoded by now, to be kept by the caller alone; the photograph in hand is not waited for."""
         self._enough.set()
-        return dict(self._decoded)
+        decoded, self._decoded = self._decoded, {}
+        return decoded
 
     def _work(self, request: TrainRequest, room: int) -> None:
         _give_way()

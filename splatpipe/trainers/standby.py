@@ -10,7 +10,7 @@ from dataclasses import replace
 from splatpipe.trainers.base import StandbyTrainer, TrainRequest
 from splatpipe.trainers.process import ChildProcess
 
-MANY_NAMES = 500  # of images left out: the request must fit into a pipe, and more decoded photographs do no harm
+MANY_NAMES = 200  # of images left out: the request must fit into a pipe, and more decoded photographs do no harm
 END_S = 5.0
 _number = itertools.count(1)
 
