@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from splatpipe import __version__
-from splatpipe.errors import EnvironmentProblem, Interrupted, SplatpipeError
+from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, SplatpipeError
 
 app = typer.Typer(
     name="splatpipe",
@@ -44,12 +44,38 @@ _debug = False
 _stop = threading.Event()
 _stop_signal = 0
 
-Scene = Annotated[Path, typer.Argument(help="COLMAP scene: a folder with images/ and sparse/0, sparse, or the model.")]
-Run = Annotated[Path, typer.Argument(help="Run folder, as `run` printed it.")]
+
+
+def _folder(text: str) -> Path:
+    """A path. Raises ConfigError for an address, where a command takes none."""
+    from splatpipe.storage.address import parse_address
+
+    if address := parse_address(text):
+        raise ConfigError(
+            f"{address}: this command takes folders of this machine only; splatpipe run fetches a scene or a run from "
+            "a store and says where its copy is, and status, explain and export read a run in a store"
+        )
+    return Path(text)
+
+
+Scene = Annotated[
+    Path,
+    typer.Argument(
+        parser=_folder, metavar="SCENE", help="COLMAP scene: a folder with images/ and sparse/0, sparse, or the model."
+    ),
+]
+Run = Annotated[
+    Path, typer.Argument(parser=_folder, metavar="RUN_FOLDER", help="Run folder, as `run` printed it.")
+]
+RunOrAddress = Annotated[
+    str, typer.Argument(metavar="RUN_FOLDER", help="Run folder, as `run` printed it, or its address: s3://bucket/run.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. training.iterations=2000.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default SCENE/splatpipe/default.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", parser=_folder, help="Run folder; default SCENE/splatpipe/default.")
+]
 SceneOrAddress = Annotated[
     str, typer.Argument(metavar="SCENE", help="As for the other commands, or an address: s3://bucket/scene, ssh://...")
 ]
@@ -177,6 +203,8 @@ def compare(
     from splatpipe.comparing import compare as facts_of
     from splatpipe.tables import compare_table
 
+    for thing in things:
+        _folder(thing)
     _print(facts_of(things), compare_table, as_json)
 
 
@@ -216,7 +244,7 @@ def evaluate(run_folder: Run, as_json: Json = False) -> None:
 
 @app.command()
 def export(
-    run_folder: Run,
+    run_folder: RunOrAddress,
     to: Annotated[str, typer.Option("--to", help="ply, compressed, spz, sog, html, lod; several with commas.")],
     georeference: Annotated[
         Path | None,
@@ -231,28 +259,30 @@ def export(
     from splatpipe import pipeline
     from splatpipe.tables import export_table
 
-    _print(pipeline.export(run_folder, to, georeference, georeferenced), export_table, as_json)
+    folder = pipeline.local_run(run_folder, "merged/splat.ply")
+    _print(pipeline.export(folder, to, georeference, georeferenced), export_table, as_json)
 
 
 @app.command()
-def status(run_folder: Run, as_json: Json = False) -> None:
+def status(run_folder: RunOrAddress, as_json: Json = False) -> None:
     """What became of every patch of a run; may be asked while it runs."""
     from splatpipe import pipeline
     from splatpipe.tables import status_table
 
-    _print(pipeline.status(run_folder), status_table, as_json)
+    _print(pipeline.status(pipeline.local_run(run_folder)), status_table, as_json)
 
 
 @app.command()
 def explain(
-    run_folder: Run,
+    run_folder: RunOrAddress,
     patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
     as_json: Json = False,
 ) -> None:
     """The story of one patch: what was measured, foreseen and tried, what attempts died of, what worked."""
+    from splatpipe import pipeline
     from splatpipe.explain import explain as tell
 
-    story = tell(run_folder, patch)
+    story = tell(pipeline.local_run(run_folder, f"attempts/{patch}/*.txt", f"attempts/{patch}/*.json*"), patch)
     print(json.dumps(story, indent=1, allow_nan=False) if as_json else "\n".join(story["story"]))
 
 
@@ -330,6 +360,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except MemoryError as error:
+        _explain(EnvironmentProblem(f"not enough memory ({error}); lower what the settings ask for, or free some"))
+        sys.exit(EnvironmentProblem.exit_code)
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS:
             _explain(error, "this is a bug of splatpipe: ")

@@ -33,6 +33,7 @@ from splatpipe.yamltext import YamlProblem, compose_yaml, load_yaml
 FILE_NAME = "splat_config.yml"
 PROFILE_FOLDER = "lfs_configs"
 STRICT: Any = {"extra": "forbid"}
+LARGEST = 2.0**53  # from which on not every whole number is one in double precision
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def config_from_dict(data: dict[Any, Any], origin: str) -> Config:
 
 
 def _validated(data: dict[str, Any], sources: Mapping[tuple[str, ...], _Source], problems: list[str]) -> Config:
-    problems = problems + _unknown_keys(data, sources)
+    problems = [*problems, *_unknown_keys(data, sources), *_absurd_numbers(data, sources)]
     try:
         config = TypeAdapter(Config).validate_python(data)
     except ValidationError as error:
@@ -177,8 +178,10 @@ _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 def _read_yaml(path: Path, sources: dict[tuple[str, ...], _Source], problems: list[str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8; name a settings file with --config") from error
     try:
         root, data = compose_yaml(text)
     except YamlProblem as error:
@@ -252,6 +255,17 @@ def _unknown_keys(data: Mapping[str, Any], sources: Mapping[tuple[str, ...], _So
                 if str(key) not in known[section]
             ]
     return problems
+
+
+def _absurd_numbers(value: Any, sources: Mapping[tuple[str, ...], _Source], keys: tuple[str, ...] = ()) -> list[str]:
+    """Numbers that pass every bound of a single setting, and that nothing can reckon with."""
+    if isinstance(value, Mapping):
+        return [line for key, inner in value.items() for line in _absurd_numbers(inner, sources, (*keys, str(key)))]
+    if isinstance(value, list):
+        return [line for inner in value for line in _absurd_numbers(inner, sources, keys)]
+    if not isinstance(value, int | float) or abs(value) < LARGEST:
+        return []
+    return [f"{_place(keys, sources)}: {'.'.join(keys)}: must be a number below {LARGEST:g} (got {value})"]
 
 
 def _unknown(keys: tuple[str, ...], choices: list[str], sources: Mapping[tuple[str, ...], _Source]) -> str:

@@ -114,6 +114,14 @@ def placed(
         yield RunOptions.resolve(places.scene, places.out, config_file, overrides, images, retrain, batch)
 
 
+def local_run(name: str, *parts: str) -> Path:
+    """The folder of a run to read; of one in a store a copy, with settings, ledger and the files that match `parts`."""
+    from splatpipe.storage.remote import run_copy
+
+    address = parse_address(name)
+    return run_copy(address, load_config(find_config(None)).storage, parts, _say) if address else Path(name)
+
+
 SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
 
 
@@ -159,6 +167,8 @@ def slurm_script(
 ) -> str:
     """A batch script for sbatch that makes this run on one node; scene and run folder are paths or addresses."""
     here = None if parse_address(scene) else Path(scene).expanduser().resolve()
+    if here and not here.is_dir():
+        _say(f"warning: {here} does not exist on this machine; is it the scene that the job will find?")
     found = config_file or find_config(here)
     config = load_config(found, overrides)
     places = [_everywhere(scene), *(["--out", _everywhere(out)] if out else [])]
@@ -178,6 +188,8 @@ def merge(options: RunOptions, only: str | None = None) -> int:
     device = evaluation_device(options.config)
     with _prepared(options) as (plan, ledger):
         if only is not None:
+            if not _ids(only):
+                raise ConfigError("--only names no patch; write for example --only p001,p002")
             part = join_only(plan, options.layout, ledger, options.config, _ids(only))
             print(f"merged patches: {part.path} ({part.gaussians} Gaussians)")
             return EXIT_OK

@@ -59,7 +59,7 @@ class Owner:
             return False
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
+        return f"process {self.pid} on {self.host.partition('/')[0]} since {self.since}"
 
 
 def start_of(pid: int) -> float:
@@ -69,6 +69,10 @@ def start_of(pid: int) -> float:
         return float(stat.rpartition(")")[2].split()[19])
     except (FileNotFoundError, IndexError):
         return float(psutil.Process(pid).create_time())
+
+
+def _refused(layout: RunLayout, error: OSError) -> str:
+    return f"cannot write to the run folder {layout.root}: {error.strerror or error}; choose another with --out"
 
 
 def machine() -> str:
@@ -91,7 +95,7 @@ def run_lock(layout: RunLayout, say: Callable[[str], None] = lambda sentence: No
         layout.root.mkdir(parents=True, exist_ok=True)
         lock = _flock(layout)
     except OSError as error:
-        raise EnvironmentProblem(f"cannot write to the run folder {layout.root}: {error.strerror or error}") from error
+        raise EnvironmentProblem(_refused(layout, error)) from error
     try:
         _wait_for_owner(layout, lock is not None, say)
         _write_owner(layout)
@@ -152,7 +156,7 @@ def _write_owner(layout: RunLayout) -> None:
     try:
         write_json(layout.owner, asdict(me))
     except OSError as error:
-        raise EnvironmentProblem(f"cannot write to the run folder {layout.root}: {error.strerror or error}") from error
+        raise EnvironmentProblem(_refused(layout, error)) from error
     found = read_owner(layout.owner)
     if found is not None and (found.pid, found.host) != (me.pid, me.host):
         raise _in_use(layout, found)

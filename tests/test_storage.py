@@ -14,9 +14,11 @@ import fsspec
 import pytest
 from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
+from typer.testing import CliRunner
 
 from splatpipe import pipeline
-from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, SceneError
+from splatpipe.cli import app
+from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SceneError
 from splatpipe.layout import RunLayout
 from splatpipe.storage.address import parse_address
 from splatpipe.storage.publishing import Publisher
@@ -197,6 +199,60 @@ def test_a_remote_run_is_uploaded_and_another_machine_goes_on_with_it(
     merged = next((tmp_path / "there" / "runs").glob("*/merged/splat.ply"))
     assert memory.cat("/bucket/run/merged/splat.ply") == merged.read_bytes()
     assert run("memory://bucket/field", "memory://bucket/run", tmp_path / "third", Untouchable()) == 0
+
+
+def test_another_machine_goes_on_with_the_run_of_one_that_was_lost(
+    memory: Any, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost, stop = tmp_path / "lost", threading.Event()
+
+    class Stopped(TrainerDouble):
+        def command(self, request: Any) -> Any:
+            if request.patch_id == "p001":
+                threading.Timer(0.5, stop.set).start()
+            return super().command(request)
+
+    options = pipeline.RunOptions.resolve(scene, lost, None, SETTINGS, None, None)
+    with pytest.raises(Interrupted):
+        pipeline.run(options, stop=stop, trainer=Stopped({"p001": {"step_s": 0.2}}))
+    (lost / "attempts" / "p001" / "01" / "attempt.json").unlink(missing_ok=True)  # as it is while an attempt goes on
+    Publisher(RunLayout(lost), store_at("memory://bucket/run"), print).sync()
+
+    class NotTheFirst(TrainerDouble):
+        def command(self, request: Any) -> Any:
+            assert request.patch_id != "p000"
+            return super().command(request)
+
+    assert run(str(scene), "memory://bucket/run", tmp_path / "there", NotTheFirst({"default": {}})) == 0
+    assert "going on with the run in memory://bucket/run" in capsys.readouterr().err
+    (there,) = (tmp_path / "there" / "runs").iterdir()
+    assert {patch["id"]: len(patch["attempts"]) for patch in pipeline.status(there)["patches"]}["p001"] == 1
+
+
+def test_a_run_in_a_store_can_be_asked_how_it_went(
+    memory: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(str(scene), "memory://bucket/run", tmp_path / "there", TrainerDouble({"default": {}})) == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "there")
+    told = CliRunner().invoke(app, ["status", "memory://bucket/run", "--json"])
+    assert {patch["outcome"] for patch in json.loads(told.stdout)["patches"]} == {"trained"}
+    told = CliRunner().invoke(app, ["explain", "memory://bucket/run", "p000"])
+    assert "p000 is trained at the first attempt" in told.stdout
+    told = CliRunner().invoke(app, ["export", "memory://bucket/run", "--to", "ply", "--json"])
+    splat = Path(json.loads(told.stdout)["splat"])
+    assert splat.read_bytes() == memory.cat("/bucket/run/merged/splat.ply")
+    assert CliRunner().invoke(app, ["status", "memory://bucket/run"]).exit_code == 0
+    assert splat.exists()
+    with pytest.raises(RunFolderError, match=r"memory://bucket/nothing holds no run\.yml"):
+        pipeline.local_run("memory://bucket/nothing")
+
+
+@pytest.mark.parametrize("command", [["merge"], ["report"], ["compare"], ["inspect"], ["split"], ["train"], ["view"]])
+def test_a_command_that_takes_no_address_says_so(command: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [*command, "s3://user:secret@bucket/run"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith("s3://user:***@bucket/run: this command takes folders of this machine only")
 
 
 def test_the_local_copy_is_deleted_only_when_the_store_has_everything(memory: Any, scene: Path, tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ class _Views:
         return self._greedy(room, np.empty(0, np.int32))
 
     def _greedy(self, room: int, wanted: NDArray[np.int32]) -> list[tuple[int, float]]:
-        rows, gains = np.empty(max(room, 0), np.int64), np.empty(max(room, 0))
+        room = min(max(room, 0), len(self.candidates))
+        rows, gains = np.empty(room, np.int64), np.empty(room)
         n = compiled(_choose)(self.offsets, self.points, self.views, self.free, wanted, rows, gains)
         return [(int(self.candidates[row]), float(gain)) for row, gain in zip(rows[:n], gains[:n], strict=True)]
 

@@ -15,6 +15,7 @@ from splatpipe.layout import PatchLayout, RunLayout
 from splatpipe.patches.box import Box
 from splatpipe.patches.dataset import PatchData, read_dataset
 from splatpipe.patches.frame import Frame
+from splatpipe.runfolder import read_run
 from splatpipe.scene.arrays import Similarity
 
 OUTLYING = (0.005, 0.995)  # quantiles between which points and cameras say how far the scene reaches
@@ -54,6 +55,7 @@ def read_scenery(layout: RunLayout, most_points: int) -> tuple[PatchScenery, ...
     """Every patch on disk, with about `most_points` points in all. Raises `RunFolderError` when there is none."""
     folders = sorted(path.parent for path in layout.patches.glob("*/patch.json"))
     if not folders:
+        read_run(layout)
         raise RunFolderError(f"{layout.root} has no patches yet; splatpipe run continues it")
     each = max(most_points // len(folders), 1)
     return tuple(_read_patch(PatchLayout(folder), each) for folder in folders)

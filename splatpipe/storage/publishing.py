@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from splatpipe.storage.store import Store
 
 EVERY_S = 20.0
 NOTES = "uploaded.json"  # in the run folder: what the store holds, with check sums
-OF_A_RUN = ("run.yml", "map.png", "merged/**/*", "report/**/*")
+LEDGER_EVERY_S = 120.0  # between two copies of the ledger while a run goes on
+OF_A_RUN = ("map.png", "merged/**/*", "report/**/*")
 OF_AN_ATTEMPT = ("request.json", "events.jsonl", "log.txt", "splat.ply", "attempt.json")  # the record last
 
 
@@ -26,6 +28,7 @@ class Publisher:
     def __init__(self, layout: RunLayout, store: Store, say: Callable[[str], None]) -> None:
         self.layout, self.store, self._say = layout, store, say
         self._lock = threading.Lock()
+        self._ledger_at = 0.0  # monotonic time from which on the ledger may be uploaded again
         self._notes = self._read_notes()
 
     @contextlib.contextmanager
@@ -56,18 +59,21 @@ class Publisher:
                 warned = True
 
     def sync(self, final: bool = False) -> None:
-        """Upload what is finished and not there yet; `final`: the ledger and what is merged as well."""
+        """Upload what is finished and not there yet, now and then the ledger; `final`: what is merged as well."""
         with self._lock:
             for path in self._finished(final):
                 self._put(path, path.relative_to(self.layout.root).as_posix())
-            if final and self.layout.ledger.is_file():
+            if self.layout.ledger.is_file() and (final or time.monotonic() >= self._ledger_at):
                 self._put_ledger()
+                self._ledger_at = time.monotonic() + LEDGER_EVERY_S
 
     def _finished(self, final: bool) -> Iterator[Path]:
-        """Whole files, those first on which others depend."""
+        """Whole files, those first on which others depend: another machine goes on with what has a run.yml."""
+        yield from (path for path in (self.layout.run_yml,) if path.is_file())
         for folder in sorted(self.layout.attempts.glob("*/*")):
-            if final or (folder / "attempt.json").is_file():
-                yield from (folder / name for name in OF_AN_ATTEMPT if (folder / name).is_file())
+            ended = final or (folder / "attempt.json").is_file()
+            names = OF_AN_ATTEMPT if ended else OF_AN_ATTEMPT[:1]
+            yield from (folder / name for name in names if (folder / name).is_file())
             yield from sorted((folder / "checkpoints").glob("step_*"))[-1:]
         yield from sorted(self.layout.probes.glob("*/*/attempt.json"))
         if not final:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
-from splatpipe.errors import ConfigError
+from splatpipe.errors import ConfigError, RunFolderError
 from splatpipe.files import write_text
 from splatpipe.layout import RunLayout
 from splatpipe.storage.address import Address, parse_address
 from splatpipe.storage.publishing import NOTES, Publisher
 from splatpipe.storage.settings import StorageSettings
-from splatpipe.storage.staging import fetch_all, stage_scene
+from splatpipe.storage.staging import fetch_all, stage, stage_scene
 from splatpipe.storage.store import RemoteFile, Store
 from splatpipe.yamltext import load_yaml
 
 FOLDER = "splatpipe-work"
+RUN_YML, LEDGER = "run.yml", "ledger.sqlite"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,27 @@ def _check(source: Address | None, out: str | None, target: Address | None) -> N
         raise ConfigError(f"--out {target}: nothing can be written there; give a local folder, or s3://, gs://, ssh://")
 
 
+def run_copy(address: Address, settings: StorageSettings, parts: Sequence[str], say: Callable[[str], None]) -> Path:
+    """A folder with what the store has of a run's settings and ledger, and of the files that match `parts`, to read.
+
+    Raises `RunFolderError` when there is no run, `EnvironmentProblem` when the store fails.
+    """
+    store = Store(address)
+    files = store.files()
+    for key in (RUN_YML, LEDGER):
+        if key not in files:
+            raise RunFolderError(
+                f"{address} holds no {key}: there is no run, or it has just begun; "
+                f"splatpipe run SCENE --out {address} begins it or goes on with it"
+            )
+    wanted = {key: file for key, file in files.items() if any(fnmatch(key, part) for part in (RUN_YML, LEDGER, *parts))}
+    folder = Path(settings.work or FOLDER).expanduser().resolve() / "copies" / address.slug
+    stage(store, wanted, folder, say)
+    for end in ("-wal", "-shm"):  # of the ledger that was there before
+        (folder / f"{LEDGER}{end}").unlink(missing_ok=True)
+    return folder
+
+
 def fetch_run(store: Store, layout: RunLayout, scene: Path, say: Callable[[str], None]) -> None:
     """Bring an uploaded run here, to go on with it; nothing when the store holds none.
 
@@ -79,12 +102,12 @@ def fetch_run(store: Store, layout: RunLayout, scene: Path, say: Callable[[str],
     files = store.files()
     tried = [file for key, file in files.items() if key.startswith(("attempts/", "probes/"))]
     wanted = [file for file in tried if not file.key.endswith(".part")]
-    if "run.yml" not in files:
+    if RUN_YML not in files:
         return
     say(f"going on with the run in {store.address}: fetching {len(wanted)} files into {layout.root}")
     layout.root.mkdir(parents=True, exist_ok=True)
     fetch_all(store, wanted, layout.root, {}, say)
-    _fetch_settings(store, files["run.yml"], layout, scene)
+    _fetch_settings(store, files[RUN_YML], layout, scene)
 
 
 def _fetch_settings(store: Store, file: RemoteFile, layout: RunLayout, scene: Path) -> None:

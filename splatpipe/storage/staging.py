@@ -18,21 +18,23 @@ NOTE_EVERY = 200  # files
 
 
 def stage_scene(store: Store, folder: Path, say: Callable[[str], None]) -> Path:
-    """Bring `folder` up to date with the scene in `store`. Raises `SceneError` when there is none.
-
-    A file is fetched when it is missing, or the store's size, check sum or version of it has changed.
-    """
+    """Bring `folder` up to date with the scene in `store`. Raises `SceneError` when there is none."""
     files = {key: file for key, file in store.files().items() if not key.startswith(RUNS)}
     if not files:
         raise SceneError(f"{store.address} holds no file; name a folder with a COLMAP model and its images")
+    stage(store, files, folder, say)
+    _forget(folder, set(_manifest(folder)) - set(files))
+    return folder
+
+
+def stage(store: Store, files: Mapping[str, RemoteFile], folder: Path, say: Callable[[str], None]) -> None:
+    """Fetch those of `files` (by key) that are missing, or of which the store's size, check sum or version changed."""
     had = _manifest(folder)
     wanted = [file for key, file in sorted(files.items()) if not _is_here(file, folder / key, had.get(key))]
     if wanted:
         size = sum(file.size for file in wanted)
         say(f"fetching {len(wanted)} of {len(files)} files ({size / 1e6:,.0f} MB) of {store.address} into {folder}")
         fetch_all(store, wanted, folder, had, say)
-    _forget(folder, set(had) - set(files))
-    return folder
 
 
 def fetch_all(
