@@ -329,8 +329,7 @@ def test_photographs_are_decoded_ahead_as_training_would_and_no_more_than_fit(tm
     views = load_views(request)
     sizes = [views.decode(index).nbytes for index in range(len(views))]
     everything, few = Photographs(request, 1 << 30), Photographs(request, 3 * max(sizes))
-    for one in (everything, few):
-        one._thread.join()
+    assert wait_for(lambda: not any(thread.name == "standby" for thread in threading.enumerate()), 120.0)
     order = camera_order(request.settings.seed, 0, len(views))
     assert list(few.take()) == [views.key(int(index)) for index in order[:3]]
     decoded = everything.take()

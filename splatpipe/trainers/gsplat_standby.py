@@ -12,7 +12,7 @@ import torch
 from splatpipe.errors import SplatpipeError
 from splatpipe.splatting import raster
 from splatpipe.splatting.loop import camera_order
-from splatpipe.splatting.views import DecodedViews
+from splatpipe.splatting.views import DecodedViews, Views
 from splatpipe.trainers.base import TrainRequest
 from splatpipe.trainers.gsplat_run import load_views, use_threads
 
@@ -33,11 +33,12 @@ class Photographs:
     """Decodes a patch's photographs in the order of their use, in a thread of the lowest priority."""
 
     def __init__(self, request: TrainRequest, room: int) -> None:
-        """`room`: most bytes to decode."""
+        """`room`: most bytes to decode. Reads the patch in the caller's thread, with what has to be loaded for that."""
         self._decoded: DecodedViews = {}
         self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(request, room), name="standby", daemon=True)
-        self._thread.start()
+        with contextlib.suppress(SplatpipeError, OSError, ValueError):  # told again by the training itself
+            arguments = load_views(request), request.settings.seed, room
+            threading.Thread(target=self._work, args=arguments, name="standby", daemon=True).start()
 
     def take(self) -> DecodedViews:
         """What has been decoded by now, to be kept by the caller alone; the photograph in hand is not waited for."""
@@ -45,13 +46,12 @@ class Photographs:
         decoded, self._decoded = self._decoded, {}
         return decoded
 
-    def _work(self, request: TrainRequest, room: int) -> None:
+    def _work(self, views: Views, seed: int, room: int) -> None:
         _give_way()
-        with contextlib.suppress(SplatpipeError, OSError, ValueError):  # told again by the training itself
-            views = load_views(request)
-            for index in camera_order(request.settings.seed, 0, len(views)):
-                if self._enough.is_set():
-                    return
+        for index in camera_order(seed, 0, len(views)):
+            if self._enough.is_set():
+                return
+            with contextlib.suppress(SplatpipeError, MemoryError):  # as above
                 one = views.decode(int(index))
                 room -= one.nbytes
                 if room < 0:
