@@ -23,6 +23,7 @@ gpu-check: $(VENV)/.installed-test
 	$(BIN)/splatpipe doctor
 	$(BIN)/python -m pytest -n 0 -m gpu -rs
 	$(BIN)/python benchmarks/gpu_train.py --json gpu_train.json
+	$(BIN)/python benchmarks/gaps.py training.device=cuda:0 training.iterations=6000 --json gpu_gaps.json
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
