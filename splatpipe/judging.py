@@ -104,7 +104,7 @@ def _shares(plan: Plan) -> dict[str, dict[str, float]]:
     scene, seen = plan.scene, visibility(plan.scene)
     shares: dict[str, dict[str, float]] = {}
     for camera in plan.split.holdout:
-        points = plan.split.frame.apply(scene.points[seen.pairs(np.array([camera]))[1]])
+        points = plan.split.frame.apply(scene.points[seen.of(np.array([camera])).points])
         inside = {planned.id: int(planned.patch.core.contains(points).sum()) for planned in plan.patches}
         shares[scene.names[camera]] = {name: count / max(len(points), 1) for name, count in inside.items() if count}
     return shares

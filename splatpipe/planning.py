@@ -30,6 +30,8 @@ from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import TrainRequest
 from splatpipe.trainers.lichtfeld_config import read_profile, settings_of
 
+WAITING = 2  # threads more than cores where some wait for the disk
+
 Measured = tuple[Patch, PatchStats, Preflight, Similarity]
 
 
@@ -211,18 +213,18 @@ def write_datasets(plan: Plan, layout: RunLayout, check: Callable[[], None] = la
     What `check`, called before each patch, raises ends it.
     """
 
-    def write(planned: PlannedPatch) -> bool:
+    def write(planned: PlannedPatch) -> None:
         check()
-        if _on_disk(planned, plan.scene, layout):
-            return False
         place = layout.patch(planned.id)
         write_dataset(plan.scene, planned.patch, place, planned.stats, planned.preflight, planned.similarity)
-        return True
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        written = list(pool.map(write, plan.patches))
-    if any(written) or not layout.map.is_file():
-        write_map(plan, layout.map)
+    missing = [planned for planned in plan.patches if not _on_disk(planned, plan.scene, layout)]
+    if not missing and layout.map.is_file():
+        return
+    with ThreadPoolExecutor(usable_cores() + WAITING) as pool:
+        drawn = pool.submit(write_map, plan, layout.map)
+        list(pool.map(write, missing))
+        drawn.result()
 
 
 def write_map(plan: Plan, path: Path) -> None:

@@ -41,8 +41,7 @@ def views_of_points(scene: Scene) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]
     """(C, P) which camera is matched to which point, and which shows it: matched, or looking as a matched one does."""
     seen = visibility(scene)
     matched = np.zeros((scene.n_cameras, scene.n_points), bool)
-    rows, points = seen.pairs(np.arange(scene.n_cameras))
-    matched[rows, points] = True
+    matched[np.repeat(np.arange(scene.n_cameras), seen.counts()), seen.points] = True
     local = np.einsum("cij,pj->cpi", scene.viewmats[:, :3, :3], scene.points) + scene.viewmats[:, None, :3, 3]
     with np.errstate(divide="ignore", invalid="ignore"):
         xy = local[..., :2] / local[..., 2:] * scene.Ks[:, None, [0, 1], [0, 1]] + scene.Ks[:, None, :2, 2]

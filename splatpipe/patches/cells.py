@@ -58,7 +58,7 @@ def cut_into_cells(
     if isinstance(layout, list):
         first, lost = cells_of_rings(layout, positions, seen, cameras)
     else:
-        first = _cut_along(Cell(Box.everything(), cameras, *seen.pairs(cameras)), layout, ground)
+        first = _cut_along(Cell(Box.everything(), cameras, seen.of(cameras)), layout, ground)
         lost = leaves(layout) - len(first)
     found: list[_Job | Cell] = [_Job(cell, settings.patches) for cell in first]
     del first  # with all that is seen; the pieces hold it again
@@ -91,7 +91,7 @@ def _cut_along(cell: Cell, layout: Layout | None, ground: NDArray[np.float64]) -
     halves = cut_at(cell, layout.axis, layout.at, ground)
     if halves is None:
         one, other = layout.below, layout.above
-        is_below = bool((ground[layout.axis, cell.points] < layout.at).mean() > 0.5)
+        is_below = bool((ground[layout.axis, cell.seen.points] < layout.at).mean() > 0.5)
         return _cut_along(cell, one if is_below else other, ground)
     return _cut_along(halves[0], layout.below, ground) + _cut_along(halves[1], layout.above, ground)
 
@@ -103,9 +103,7 @@ def _thinned(cell: Cell, cap: int) -> tuple[Cell, NDArray[np.int64]]:
         return cell, np.empty(0, np.int64)
     kept = np.zeros(n, bool)
     kept[np.arange(cap) * n // cap] = True
-    row, seen = (np.cumsum(kept) - 1).astype(np.int32), kept[cell.rows]
-    rows, points = row[cell.rows[seen]], cell.points[seen]
-    return Cell(cell.core, cell.cameras[kept], rows, points), cell.cameras[~kept]
+    return Cell(cell.core, cell.cameras[kept], cell.seen.of(np.flatnonzero(kept))), cell.cameras[~kept]
 
 
 def cut_further(
@@ -125,7 +123,7 @@ def cut_further(
     for i in np.argsort(-short, kind="stable"):
         if short[i] <= settings.max_short or (room < 1 and short[i] <= STARVING):
             break
-        halves = halve(cells[i], 2, ground, settings) if len(cells[i].rows) else None
+        halves = halve(cells[i], 2, ground, settings) if len(cells[i].seen.points) else None
         if halves and min(len(half.cameras) for half, _ in halves) >= max(settings.min_cameras, 1):
             pieces[i] = [half for half, _ in halves]
             room -= 1

@@ -16,7 +16,7 @@ from splatpipe.errors import SceneError
 from splatpipe.files import atomic_folder, read_json, write_json
 from splatpipe.layout import PatchLayout
 from splatpipe.patches.patch import SAMPLE, Patch, Role, observed_distances
-from splatpipe.scene.arrays import Scene, Similarity
+from splatpipe.scene.arrays import Scene, Similarity, lengths
 from splatpipe.scene.colmap import assemble, read_model, write_model
 from splatpipe.scene.masks import mask_name, mask_paths
 
@@ -56,7 +56,7 @@ def normalising_similarity(scene: Scene, patch: Patch) -> Similarity:
     """
     core = patch.points_with(Role.CORE)
     core = core if len(core) else patch.point_index
-    center = np.median(scene.points[core], axis=0)
+    center = np.array([np.median(axis) for axis in scene.points[core].T])
     scale = 1.0 / _typical_distance(scene, patch, core, center)
     x, y, z = (float(value) for value in -scale * center)
     return Similarity(float(scale), (x, y, z))
@@ -67,8 +67,8 @@ def _typical_distance(scene: Scene, patch: Patch, core: NDArray[np.int64], cente
     core = core[:: max(len(core) // SAMPLE, 1)]
     candidates = (
         distances,
-        np.linalg.norm(scene.centers[patch.camera_index] - center, axis=1),
-        np.linalg.norm(scene.points[core] - center, axis=1),
+        lengths(scene.centers[patch.camera_index] - center),
+        lengths(scene.points[core] - center),
     )
     medians = (float(np.median(values)) for values in candidates if len(values))
     return next((value for value in medians if np.isfinite(value) and value > 0), 1.0)
@@ -129,10 +129,14 @@ def _link_files(source: Path, names: Iterable[str], folder: Path, layout: PatchL
     root = layout.root.resolve()
     run = root.parent.parent
     relative = source.is_relative_to(run) or root.is_relative_to(source.parent)
+    pointers: dict[str, Path] = {}  # from the links of each sub-folder to their targets' folder
     for name in names:
-        link, target = folder / name, source / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        _link(link, Path(os.path.relpath(target, link.parent.resolve())) if relative else target, target)
+        parent, _, last = name.rpartition("/")
+        if parent not in pointers:
+            place, beside = folder / parent, source / parent
+            place.mkdir(parents=True, exist_ok=True)
+            pointers[parent] = Path(os.path.relpath(beside, place.resolve())) if relative else beside
+        _link(folder / name, pointers[parent] / last, source / name)
 
 
 def _link(link: Path, pointer: Path, target: Path) -> None:

@@ -36,13 +36,13 @@ class Frame:
     disagreement_degrees: float | None = None  # between the points' normal and the cameras' up, if both exist
 
     def apply(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(N, 3) scene positions in the frame.
+        """(N, 3) scene positions in the frame, each axis in one piece of memory.
 
         Written out instead of a matrix product, whose rounding depends on where in the array a row stands:
         a point must fall on the same side of a cut in every array it is in.
         """
         x, y, z = np.asarray(points, np.float64).T
-        return np.stack([row[0] * x + row[1] * y + row[2] * z for row in self.rotation], axis=1)
+        return np.stack([row[0] * x + row[1] * y + row[2] * z for row in self.rotation]).T
 
     @property
     def agrees(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.compiled import compiled
+from splatpipe.compiled import compiled, in_parts
+from splatpipe.patches.box import Box
 from splatpipe.patches.cell import Cell
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.sharing import room_of_one, shares
+from splatpipe.patches.visibility import Visibility
 
 GROUND_AXES = (0, 1)
 SPREAD = (0.05, 0.95)  # quantiles between which a cell's sides are measured
@@ -26,10 +28,10 @@ def halve(
     cut; who goes where is counted in full.
     """
     total = len(cell.cameras)
-    step = max(len(cell.rows) // SAMPLE, 1)
-    rows, points = cell.rows[::step], cell.points[::step]
-    weights = 1.0 / np.maximum(np.bincount(rows, minlength=total), 1)  # every camera counts the same
-    load = np.bincount(points, weights=weights[rows], minlength=ground.shape[1]).astype(np.float64)
+    step = max(len(cell.seen.points) // SAMPLE, 1)
+    sampled = np.diff(-(-cell.seen.offsets // step))  # of every camera's view
+    weights = np.repeat(1.0 / np.maximum(sampled, 1), sampled)  # every camera counts the same
+    load = np.bincount(cell.seen.points[::step], weights, ground.shape[1])
     seen = np.flatnonzero(load)
     along = {axis: _sorted(ground[axis, seen], load[seen]) for axis in GROUND_AXES}
     sides = {axis: _side(*along[axis]) for axis in GROUND_AXES}
@@ -96,22 +98,31 @@ def cut_at(
     At least `fewest` and at most `most` go below the cut, if that is possible without sending a camera where it sees
     nothing.
     """
-    total = len(cell.cameras)
-    is_below = np.empty(len(cell.rows), np.bool_)
-    below, seen = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    compiled(_count_below)(cell.rows, cell.points, ground[axis], at, is_below, below, seen)
-    goes_below = _homes(below / seen, fewest, total if most is None else most)
+    offsets, points, seen = cell.seen.offsets, cell.seen.points, cell.seen.counts()
+    is_below, below = np.empty(len(points), np.bool_), np.empty(len(seen), np.int64)
+
+    def count(first: int, last: int) -> None:
+        compiled(_count_below)(offsets, points, ground[axis], at, first, last, is_below, below)
+
+    in_parts(count, seen)
+    goes_below = _homes(below / seen, fewest, len(seen) if most is None else most)
     if goes_below is None:
         return None
-    row = np.where(goes_below, np.cumsum(goes_below), np.cumsum(~goes_below)).astype(np.int32) - np.int32(1)
-    sizes = int(below[goes_below].sum()), int((seen - below)[~goes_below].sum())
-    lists = [np.empty(size, np.int32) for size in sizes for _ in range(2)]
-    compiled(_deal)(cell.rows, cell.points, is_below, goes_below, row, *lists)
+
+    def side(core: Box, mine: NDArray[np.bool_], side: bool) -> Cell:
+        """The core with those cameras and what they see on their side of the cut."""
+        rows = np.flatnonzero(mine)
+        starts = np.concatenate([[0], np.cumsum(below[rows] if side else seen[rows] - below[rows])])
+        kept = np.empty(starts[-1], np.int32)
+
+        def keep(first: int, last: int) -> None:
+            compiled(_keep)(offsets, points, is_below, side, rows, starts, first, last, kept)
+
+        in_parts(keep, seen[rows])
+        return Cell(core, cell.cameras[rows], Visibility(starts, kept))
+
     lower, upper = cell.core.cut(axis, at)
-    return (
-        Cell(lower, cell.cameras[goes_below], lists[0], lists[1]),
-        Cell(upper, cell.cameras[~goes_below], lists[2], lists[3]),
-    )
+    return side(lower, goes_below, True), side(upper, ~goes_below, False)
 
 
 def _homes(share: NDArray[np.float64], fewest: int, most: int) -> NDArray[np.bool_] | None:
@@ -129,25 +140,21 @@ def _homes(share: NDArray[np.float64], fewest: int, most: int) -> NDArray[np.boo
     return goes_below
 
 
-def _count_below(rows, points, x, at, is_below, below, seen):  # type: ignore[no-untyped-def]
-    for t in range(len(rows)):
-        is_below[t] = x[points[t]] < at
-        seen[rows[t]] += 1
-        below[rows[t]] += is_below[t]
+def _count_below(offsets, points, x, at, first, last, is_below, below):  # type: ignore[no-untyped-def]
+    """Which observations of the cameras from `first` to `last` lie below the cut, and how many of each camera's."""
+    for camera in range(first, last):
+        n = 0
+        for t in range(offsets[camera], offsets[camera + 1]):
+            is_below[t] = x[points[t]] < at
+            n += is_below[t]
+        below[camera] = n
 
 
-def _deal(  # type: ignore[no-untyped-def]
-    rows, points, is_below, goes_below, row, below_rows, below_points, above_rows, above_points
-):
-    """What each camera sees on its side of the cut."""
-    b = a = 0
-    for t in range(len(rows)):
-        goes = goes_below[rows[t]]
-        if goes != is_below[t]:
-            continue
-        if goes:
-            below_rows[b], below_points[b] = row[rows[t]], points[t]
-            b += 1
-        else:
-            above_rows[a], above_points[a] = row[rows[t]], points[t]
-            a += 1
+def _keep(offsets, points, is_below, side, rows, starts, first, last, kept):  # type: ignore[no-untyped-def]
+    """What the cameras `rows[first:last]` see on one side of the cut."""
+    for i in range(first, last):
+        place = starts[i]
+        for t in range(offsets[rows[i]], offsets[rows[i] + 1]):
+            if is_below[t] == side:
+                kept[place] = points[t]
+                place += 1

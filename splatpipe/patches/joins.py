@@ -61,7 +61,6 @@ def _can_join(one: Cell, other: Cell, positions: NDArray[np.float64], settings: 
 def _joined(one: Cell, other: Cell) -> Cell:
     cameras = np.concatenate([one.cameras, other.cameras])
     order = np.argsort(cameras)
-    row = np.argsort(order)  # old place to new place
-    rows = row[np.concatenate([one.rows, other.rows + np.int32(len(one.cameras))])].astype(np.int32)
-    core = together([one.core, other.core])
-    return Cell(core, cameras[order], rows, np.concatenate([one.points, other.points]))
+    offsets = np.concatenate([one.seen.offsets, other.seen.offsets[1:] + one.seen.offsets[-1]])
+    both = Visibility(offsets, np.concatenate([one.seen.points, other.seen.points]))
+    return Cell(together([one.core, other.core]), cameras[order], both.of(order))

@@ -24,7 +24,6 @@ FINE = 2  # drawn larger by this and reduced, for smooth lines
 BOUNDS = (0.005, 0.995)  # quantiles of points and cameras that the picture shows
 EDGE, HEAD, FOOT = 40, 90, 110  # pixels round the ground, above it, and below it
 PAPER, INK, RED = (250, 250, 248), (35, 38, 45), (205, 20, 30)
-MOST_POINTS = 1_000_000
 DOTS = (1, 4)  # pixels of a point's edge, at least and at most
 GRID = 48  # places each way at which a label may stand in an outline
 TINT = 40  # of 255: how much of its patch's colour the ground takes on
@@ -122,9 +121,11 @@ class _Canvas:
         place = (pixels[shown] // step).astype(int)
         flat, seen = place[:, 1] * columns + place[:, 0], colors[::every][shown]
         counts = np.bincount(flat, minlength=rows * columns)
-        sums = np.stack([np.bincount(flat, seen[:, i], rows * columns) for i in range(3)], axis=1)
-        table = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], 255)
-        raster = Image.fromarray(table.reshape(rows, columns, 3).astype(np.uint8))
+        filled = np.flatnonzero(counts)
+        table = np.full((rows * columns, 3), 255, np.uint8)
+        for i in range(3):
+            table[filled, i] = np.bincount(flat, seen[:, i], rows * columns)[filled] / counts[filled]
+        raster = Image.fromarray(table.reshape(rows, columns, 3))
         picture = raster.resize((columns * step, rows * step), Image.Resampling.NEAREST)
         self.image.paste(picture.crop((0, 0, int(size[0]), int(size[1]))), (self.left, self.top))
 

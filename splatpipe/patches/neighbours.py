@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from splatpipe.compiled import compiled, in_parts
 
-LEAF = 8  # points in a box of the lowest level
-FAN = 8  # boxes in a box of the next level
+LEAF = 8
+FAN = 8
 
 
 def spatial_order(points: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -28,12 +28,14 @@ def nearest_distances(points: NDArray[np.float64], order: NDArray[np.int64]) -> 
     """
     if len(points) < 2:
         return np.zeros((len(points), 3))
-    lined_up = np.ascontiguousarray(points[order])
+    lined_up = points[order]
     lower, upper, levels = _boxes(lined_up)
+    axes = np.full((3, int(levels[1]) * LEAF), np.inf)  # whole leaves: places without a point are infinitely far
+    axes[:, : len(points)] = lined_up.T
     found = np.full((len(points), 3), np.inf)
     search = compiled(_search)
-    in_parts(lambda i, j: search(lined_up, lower, upper, levels, i, j, found), int(levels[1]))
-    known = np.isfinite(found).sum(axis=1)[0]  # the same for all
+    in_parts(lambda i, j: search(np.empty((6, LEAF)), axes, lower, upper, levels, i, j, found), int(levels[1]))
+    known = min(len(points) - 1, 3)
     found[:, known:] = found[:, known - 1 : known]
     distances = np.empty_like(found)
     distances[order] = np.sqrt(found)
@@ -52,62 +54,61 @@ def _boxes(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
     return np.concatenate(lowers), np.concatenate(uppers), levels
 
 
-def _search(points, lower, upper, levels, first, last, found):  # type: ignore[no-untyped-def]
+def _search(lanes, axes, lower, upper, levels, first, last, found):  # type: ignore[no-untyped-def]
     """Squared distances for the points in the leaves from `first` to `last`; a leaf's points search together.
 
-    Compiled. The points beside a leaf come first and give a bound within which all boxes are then looked up.
+    Compiled. The points in a leaf and beside it come first and give a bound within which all boxes are then looked up.
+    Each of `lanes` (6, LEAF) is one of the leaf's points with its three least squares so far; what is done to them has
+    no branch, so that a processor does it to several at once.
     """
-    n, top = len(points), len(levels) - 2
-    stack, stack_levels = np.empty(128, np.int64), np.empty(128, np.int64)
+    top = len(levels) - 2
+    stack, stack_levels, gaps = np.empty(128, np.int64), np.empty(128, np.int64), np.empty(128)
     for leaf in range(first, last):
-        begin, end = leaf * LEAF, min(leaf * LEAF + LEAF, n)
-        near_begin, near_end = max(begin - LEAF, 0), min(end + LEAF, n)
-        bound = 0.0
-        size = 1
-        stack[0], stack_levels[0] = -1, -1  # the neighbourhood
-        started = False
+        begin, end = leaf * LEAF, min(leaf * LEAF + LEAF, len(found))
+        bound, size = np.inf, min(top, 1)
+        for i in range(LEAF):
+            for axis in range(3):
+                lanes[axis, i], lanes[3 + axis, i] = axes[axis, begin + i], np.inf
+        stack[0], stack_levels[0], gaps[0] = 0, top, 0.0
+        for beside in (leaf - 1, leaf + 1, leaf):
+            if 0 <= beside < levels[1]:
+                stack[size], stack_levels[size], gaps[size] = beside, 0, 0.0
+                size += 1
         while size > 0:
             size -= 1
             box, level = stack[size], stack_levels[size]
+            if gaps[size] >= bound:
+                continue
             if level > 0:
-                start, stop = box * FAN, min(box * FAN + FAN, levels[level] - levels[level - 1])
-                for child in range(start, stop):
+                for child in range(box * FAN, min(box * FAN + FAN, levels[level] - levels[level - 1])):
+                    if level == 1 and leaf - 1 <= child <= leaf + 1:
+                        continue
                     at = levels[level - 1] + child
                     gap = 0.0
                     for axis in range(3):
                         apart = max(lower[at, axis] - upper[leaf, axis], lower[leaf, axis] - upper[at, axis], 0.0)
                         gap += apart * apart
                     if gap < bound:
-                        stack[size], stack_levels[size] = child, level - 1
+                        stack[size], stack_levels[size], gaps[size] = child, level - 1, gap
                         size += 1
                 continue
-            start, stop = (near_begin, near_end) if level < 0 else (box * LEAF, min(box * LEAF + LEAF, n))
-            if level == 0 and start >= near_begin and stop <= near_end:
-                continue
-            for i in range(begin, end):
-                x, y, z = points[i, 0], points[i, 1], points[i, 2]
-                one, two, three = found[i, 0], found[i, 1], found[i, 2]
-                if level == 0:
-                    a = max(lower[box, 0] - x, x - upper[box, 0], 0.0)
-                    b = max(lower[box, 1] - y, y - upper[box, 1], 0.0)
-                    c = max(lower[box, 2] - z, z - upper[box, 2], 0.0)
-                    if a * a + b * b + c * c >= three:
-                        continue
-                for j in range(start, stop):
-                    a, b, c = x - points[j, 0], y - points[j, 1], z - points[j, 2]
+            start = box * LEAF
+            xs, ys, zs = axes[0, start : start + LEAF], axes[1, start : start + LEAF], axes[2, start : start + LEAF]
+            shift = start - begin
+            for i in range(lanes.shape[1]):
+                x, y, z = lanes[0, i], lanes[1, i], lanes[2, i]
+                one, two, three = lanes[3, i], lanes[4, i], lanes[5, i]
+                for j in range(LEAF):
+                    a, b, c = x - xs[j], y - ys[j], z - zs[j]
                     square = a * a + b * b + c * c
-                    if square >= three or i == j:
-                        continue
-                    if square >= two:
-                        three = square
-                    elif square >= one:
-                        two, three = square, two
-                    else:
-                        one, two, three = square, one, two
-                found[i, 0], found[i, 1], found[i, 2] = one, two, three
+                    square = np.inf if i == j + shift else square
+                    farther, one = max(one, square), min(one, square)
+                    farthest, two = max(two, farther), min(two, farther)
+                    three = min(three, farthest)
+                lanes[3, i], lanes[4, i], lanes[5, i] = one, two, three
             bound = 0.0
-            for i in range(begin, end):
-                bound = max(bound, found[i, 2])
-            if not started:
-                started = True
-                stack[0], stack_levels[0], size = 0, top, 1
+            for i in range(end - begin):
+                bound = max(bound, lanes[5, i])
+        for i in range(begin, end):
+            for k in range(3):
+                found[i, k] = lanes[3 + k, i - begin]

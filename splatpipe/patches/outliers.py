@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.scene.arrays import Scene
+from splatpipe.scene.arrays import Scene, lengths
 from splatpipe.scene.findings import Finding
 
 FAR = 30.0  # times the median distance from the median position; skies and mountains stay well below
@@ -45,7 +45,7 @@ def find_outliers(scene: Scene, limit: float) -> Outliers:
 def _far(positions: NDArray[np.float64]) -> NDArray[np.bool_]:
     if len(positions) < FEWEST:
         return np.zeros(len(positions), bool)
-    distances = np.linalg.norm(positions - np.median(positions, axis=0), axis=1)
+    distances = lengths(positions - [np.median(axis) for axis in positions.T])
     typical = float(np.median(distances))
     return distances > FAR * typical if typical > 0 else np.zeros(len(positions), bool)
 

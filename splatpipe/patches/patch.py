@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from splatpipe.patches.box import Box
 from splatpipe.patches.frame import Frame
-from splatpipe.scene.arrays import Scene
-from splatpipe.scene.tracks import observations_of
+from splatpipe.scene.arrays import Scene, lengths
+from splatpipe.scene.tracks import kept_tracks
 
 SAMPLE = 20_000  # points that stand for all when distances are measured
 
@@ -41,7 +41,9 @@ class Patch:
 
     def points_with(self, *roles: Role) -> NDArray[np.int64]:
         """Scene indices of the points in any of `roles`."""
-        return self.point_index[np.isin(self.point_role, roles)]
+        chosen = np.zeros(len(Role), bool)
+        chosen[list(roles)] = True
+        return self.point_index[chosen[self.point_role]]
 
     def to_json(self, scene: Scene) -> dict[str, Any]:
         """Everything but the points, which stand in the patch's own model."""
@@ -92,8 +94,7 @@ def observed_distances(scene: Scene, patch: Patch, points: NDArray[np.int64]) ->
     Of many points, an even sample stands for all.
     """
     points = points[:: max(len(points) // SAMPLE, 1)]
-    seen = observations_of(scene, points)
-    is_ours = np.zeros(scene.n_cameras, bool)
-    is_ours[patch.camera_index] = True
-    ours = is_ours[seen.cameras]
-    return np.linalg.norm(scene.points[points[seen.rows[ours]]] - scene.centers[seen.cameras[ours]], axis=1)
+    ours = np.full(scene.n_cameras, -1, np.int32)
+    ours[patch.camera_index] = patch.camera_index
+    offsets, cameras, _ = kept_tracks(scene, points, ours)
+    return lengths(np.repeat(scene.points[points], np.diff(offsets), axis=0) - scene.centers[cameras])

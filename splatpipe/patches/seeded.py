@@ -20,8 +20,7 @@ def cells_of_rings(
     rings, rest, asked = list(rings), True, len(rings)
     while True:
         regions = regions_of(rings, rest)
-        none = np.empty(0, np.int32)
-        owner = owners([Cell(region, cameras[:0], none, none) for region in regions], positions)
+        owner = owners([Cell(region, cameras[:0], seen.of(cameras[:0])) for region in regions], positions)
         home = _homes(view_counts(owner, len(regions), seen, cameras))
         empty = np.setdiff1d(np.arange(len(regions)), home)
         if not len(empty) or len(regions) == 1:
@@ -47,6 +46,4 @@ def _homes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _cell(region: Region, i: int, owner: NDArray[np.int32], seen: Visibility, cameras: NDArray[np.int64]) -> Cell:
-    rows, points = seen.pairs(cameras)
-    inside = owner[points] == i
-    return Cell(region, cameras, rows[inside], points[inside])
+    return Cell(region, cameras, seen.of(cameras).without(owner != i))

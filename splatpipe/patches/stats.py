@@ -107,7 +107,7 @@ def patch_stats(
     means = similarity.apply(scene.points[patch.point_index])
     order = spatial_order(means)
     neighbours = nearest_distances(means, order)
-    distance = neighbours.mean(axis=1)
+    distance = (neighbours[:, 0] + neighbours[:, 1] + neighbours[:, 2]) / 3
     unit_scales = {"gsplat": gsplat_sizes(neighbours), "lichtfeld": lichtfeld_sizes(neighbours)}
     cameras = patch.camera_index
     Ks, sizes = _training_size(scene.Ks[cameras], scene.sizes[cameras], downscale, max_width)
@@ -153,7 +153,7 @@ def _extents(scene: Scene, patch: Patch) -> tuple[tuple[float, float, float], tu
     """Robust and full range of the core and buffer points along the frame's axes."""
     near = patch.points_with(Role.CORE, Role.BUFFER)
     positions = patch.frame.apply(scene.points[near if len(near) else patch.point_index])
-    low, high = np.quantile(positions, ROBUST, axis=0)
+    low, high = np.quantile(positions, ROBUST, axis=0, overwrite_input=True)  # reorders each axis; its range stays
     x, y, z = (float(value) for value in high - low)
     fx, fy, fz = (float(value) for value in np.ptp(positions, axis=0))
     return (x, y, z), (fx, fy, fz)

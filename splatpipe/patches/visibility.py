@@ -27,12 +27,12 @@ class Visibility:
         """(C,) how many points each camera sees."""
         return np.diff(self.offsets)
 
-    def pairs(self, cameras: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Row into `cameras`, and point, of everything those cameras see."""
-        lengths = self.counts()[cameras]
-        points = np.empty(int(lengths.sum()), np.int32)
+    def of(self, cameras: NDArray[np.int64]) -> Visibility:
+        """What some cameras see, numbered anew in the order given."""
+        offsets = np.concatenate([[0], np.cumsum(self.counts()[cameras])])
+        points = np.empty(offsets[-1], np.int32)
         compiled(_gather)(self.offsets, self.points, cameras, points)
-        return np.repeat(np.arange(len(cameras), dtype=np.int32), lengths), points
+        return Visibility(offsets, points)
 
     def views(self, cameras: NDArray[np.int64], n_points: int) -> NDArray[np.int32]:
         """(n_points,) how many of the cameras see each point."""

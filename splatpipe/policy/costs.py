@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 ENOUGH = 6  # samples from which on the three shares are fitted; with fewer only their sum is
 PRIOR = np.array([0.1, 0.6, 0.3])  # shares of a step's time: itself, a million Gaussians, a million pixels
@@ -50,6 +49,8 @@ class CostModel:
         features = np.array([size.features for size, _ in samples])
         self._weights = PRIOR * statistics.median((seconds / (features @ PRIOR)).tolist())
         if len(samples) >= ENOUGH and np.linalg.matrix_rank(features / seconds[:, None]) == 3:
+            from scipy.optimize import nnls  # here, because every command would wait for it
+
             fitted, _ = nnls(features / seconds[:, None], np.ones(len(seconds)))
             if (features @ fitted > 0).all():
                 self._weights = fitted

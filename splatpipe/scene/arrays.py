@@ -63,6 +63,12 @@ class Scene:
         return len(self.points)
 
 
+def lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) lengths of (N, 3) vectors: the same numbers as `np.linalg.norm` along rows, several times as fast."""
+    x, y, z = vectors.T
+    return np.sqrt(x * x + y * y + z * z)
+
+
 @dataclass(frozen=True)
 class Similarity:
     """x_training = scale * x_scene + translation; no rotation, so SH coefficients stay valid."""

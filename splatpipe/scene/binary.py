@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,10 @@ def read_binary(folder: Path) -> Model:
     Raises `SceneError` naming the file for anything truncated, damaged or of an unknown camera model.
     """
     cameras = read_cameras(folder / "cameras.bin")
-    images = read_images(folder / "images.bin")
-    points = read_points(folder / "points3D.bin")
-    return Model(cameras, *images, *points)
+    with ThreadPoolExecutor(1) as pool:
+        points = pool.submit(read_points, folder / "points3D.bin")  # one thread's work, while the images take the rest
+        images = read_images(folder / "images.bin")
+        return Model(cameras, *images, *points.result())
 
 
 def read_cameras(path: Path) -> dict[int, Intrinsics]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ def check_names(names: Sequence[str]) -> None:
     """Refuse names that would lead out of the image folder or collide."""
     seen = set()
     for name in names:
-        path = PurePosixPath(name)
-        if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+        if _leads_out(name):
             raise SceneError(
                 f"image name {name!r} in the model leads out of the image folder; rename it to a path below that folder"
             )
@@ -29,22 +28,32 @@ def check_names(names: Sequence[str]) -> None:
         seen.add(name)
 
 
+def _leads_out(name: str) -> bool:
+    if not name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
+        return True
+    return (":" in name or "\\" in name) and bool(PureWindowsPath(name).drive)
+
+
 def check_links(root: Path, folder: Path, names: Sequence[str]) -> None:
     """Refuse images that are symbolic links, or lie behind one, to a place outside the scene and its image folder.
 
     The image folder itself may be a link: somebody has put it there or named it.
     """
     inside = (root.resolve(), folder.resolve())
-    parents: dict[Path, Path] = {}
+    parents = {parent: (folder / parent).resolve() for parent in {name.rpartition("/")[0] for name in names}}
+    outside = {parent: real for parent, real in parents.items() if not _is_in(real, inside)}
     for name in names:
         path = folder / name
-        parent = parents.get(path.parent) or parents.setdefault(path.parent, path.parent.resolve())
-        real = path.resolve() if path.is_symlink() else parent
-        if not any(real.is_relative_to(place) for place in inside):
+        real = path.resolve() if path.is_symlink() else outside.get(name.rpartition("/")[0])
+        if real is not None and not _is_in(real, inside):
             raise SceneError(
                 f"{path} is a link that leads out of the scene, to {real}; copy the image there, or say that the links "
                 "of this scene are to be trusted: scene.outside_links=follow"
             )
+
+
+def _is_in(path: Path, places: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(place) for place in places)
 
 
 def find_image_folder(root: Path, model_dir: Path, names: Sequence[str], images: str | None) -> Path:

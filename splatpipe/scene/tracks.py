@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.compiled import fast
 from splatpipe.scene.arrays import Scene
-
-
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """T' observations, grouped by point: row of the point asked for, scene camera index, pixel position."""
-
-    rows: NDArray[np.int64]  # (T',) into the `points` that were asked for
-    cameras: NDArray[np.int32]  # (T',)
-    xy: NDArray[np.float32]  # (T', 2)
 
 
 def group(keys: NDArray[np.integer], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -36,16 +25,6 @@ def _place(keys, free, order):  # type: ignore[no-untyped-def]
     for i in range(len(keys)):
         order[free[keys[i]]] = i
         free[keys[i]] += 1
-
-
-def observations_of(scene: Scene, points: NDArray[np.integer]) -> Observations:
-    """All observations of the scene's points at index `points`."""
-    starts = scene.track_offsets[points]
-    lengths = scene.track_offsets[np.asarray(points) + 1] - starts
-    rows = np.repeat(np.arange(len(points)), lengths)
-    first = np.cumsum(lengths) - lengths
-    at = np.arange(len(rows)) - first[rows] + starts[rows]
-    return Observations(rows, scene.track_cameras[at], scene.track_xy[at])
 
 
 def point_of_observation(scene: Scene) -> NDArray[np.int64]:
@@ -75,23 +54,13 @@ def kept_tracks(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
     """The tracks of some points as CSR, restricted to cameras with a `row` (C,) that is not -1, which replaces them."""
     steps = int((scene.track_offsets[points + 1] - scene.track_offsets[points]).sum())
-    offsets = np.zeros(len(points) + 1, np.int64)
-    fast(_count_kept, steps)(points, scene.track_offsets, scene.track_cameras, row, offsets)
-    np.cumsum(offsets, out=offsets)
-    rows, xy = np.empty(offsets[-1], np.int32), np.empty((offsets[-1], 2), np.float32)
-    fast(_copy_kept, steps)(points, scene.track_offsets, scene.track_cameras, scene.track_xy, row, rows, xy)
-    return offsets, rows, xy
+    offsets, rows, xy = np.zeros(len(points) + 1, np.int64), np.empty(steps, np.int32), np.empty((steps, 2), np.float32)
+    keep = fast(_copy_kept, steps)
+    keep(points, scene.track_offsets, scene.track_cameras, scene.track_xy, row, offsets, rows, xy)
+    return offsets, rows[: offsets[-1]], xy[: offsets[-1]]
 
 
-def _count_kept(points, offsets, cameras, row, counts):  # type: ignore[no-untyped-def]
-    for i in range(len(points)):
-        n = 0
-        for t in range(offsets[points[i]], offsets[points[i] + 1]):
-            n += row[cameras[t]] >= 0
-        counts[i + 1] = n
-
-
-def _copy_kept(points, offsets, cameras, xy, row, rows, kept_xy):  # type: ignore[no-untyped-def]
+def _copy_kept(points, offsets, cameras, xy, row, ends, rows, kept_xy):  # type: ignore[no-untyped-def]
     at = 0
     for i in range(len(points)):
         for t in range(offsets[points[i]], offsets[points[i] + 1]):
@@ -99,6 +68,7 @@ def _copy_kept(points, offsets, cameras, xy, row, rows, kept_xy):  # type: ignor
                 rows[at] = row[cameras[t]]
                 kept_xy[at, 0], kept_xy[at, 1] = xy[t, 0], xy[t, 1]
                 at += 1
+        ends[i + 1] = at
 
 
 def observation_counts(scene: Scene) -> NDArray[np.int64]:

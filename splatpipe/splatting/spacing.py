@@ -49,13 +49,16 @@ def initial_scales_lfs(points: NDArray[np.floating], init_scaling: float) -> NDA
 
 def gsplat_sizes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) gsplat's sigma at init_scaling 1, from the (N, 3) `neighbour_distances` of all N points."""
-    return np.sqrt(np.maximum(np.mean(distances**2, axis=1), MIN_DISTANCE**2))
+    a, b, c = distances.T  # by columns, several times as fast as sums along rows of three
+    return np.sqrt(np.maximum((a * a + b * b + c * c) / 3, MIN_DISTANCE**2))
 
 
 def lichtfeld_sizes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) LichtFeld's sigma at init_scaling 1, from the (N, 3) `neighbour_distances` of all N points."""
-    used = distances**2 > LFS_DUPLICATE
-    used[:, max(len(distances) - 1, 0) :] = False  # repeated where there are fewer than 3 others
-    count = used.sum(axis=1)
-    mean = (distances * used).sum(axis=1) / np.maximum(count, 1)
+    count, total = np.zeros(len(distances)), np.zeros(len(distances))
+    for one in distances.T[: max(len(distances) - 1, 0)]:  # repeated where there are fewer than 3 others
+        used = one * one > LFS_DUPLICATE
+        count += used
+        total += one * used
+    mean = total / np.maximum(count, 1)
     return np.sqrt(np.maximum(np.where(count > 0, mean, LFS_LONELY), MIN_DISTANCE))
