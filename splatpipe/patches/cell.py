@@ -61,11 +61,11 @@ def _own(lower, upper, of, x, y, z, owner):  # type: ignore[no-untyped-def]
     for first in range(0, len(x), STRIDE):
         end = min(first + STRIDE, len(x))
         for i in range(len(lower)):
-            (a, b, c), (d, e, f) = lower[i], upper[i]
+            (a, b, c), (d, e, f), cell = lower[i], upper[i], of[i]
             px, py, pz, mine = x[first:end], y[first:end], z[first:end], owner[first:end]
             for p in range(end - first):
                 inside = (px[p] >= a) & (px[p] < d) & (py[p] >= b) & (py[p] < e) & (pz[p] >= c) & (pz[p] < f)
-                mine[p] = of[i] if inside else mine[p]
+                mine[p] = cell if inside else mine[p]
 
 
 def view_counts(
