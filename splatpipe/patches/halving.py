@@ -31,7 +31,7 @@ def halve(
     step = max(len(cell.seen.points) // SAMPLE, 1)
     sampled = np.diff(-(-cell.seen.offsets // step))  # of every camera's view
     weights = np.repeat(1.0 / np.maximum(sampled, 1), sampled)  # every camera counts the same
-    load = np.bincount(cell.seen.points[::step], weights, ground.shape[1])
+    load = np.bincount(cell.seen.points[::step], weights, ground.shape[1]).astype(np.float64, copy=False)
     seen = np.flatnonzero(load)
     along = {axis: _sorted(ground[axis, seen], load[seen]) for axis in GROUND_AXES}
     sides = {axis: _side(*along[axis]) for axis in GROUND_AXES}
