@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from splatpipe import __version__
 from splatpipe.config import Config
-from splatpipe.errors import ConfigError, RunFolderError
+from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SceneError
 from splatpipe.files import write_json
-from splatpipe.judging import Judge, summary
+from splatpipe.judging import Judge, summary, views_of
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
 from splatpipe.merge.clean import Cleaning
@@ -21,6 +22,9 @@ from splatpipe.patches.patch import Patch
 from splatpipe.planning import Plan
 from splatpipe.report.pictures import save_pair
 from splatpipe.training import trained_splat
+
+if TYPE_CHECKING:
+    from splatpipe.merge.finish import Finish
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,30 @@ class Merged:
     ssim: float | None
     views: tuple[dict[str, Any], ...]
     pictures: tuple[Path, ...]
+    finish: Finish | None  # of the borders; None where it was not asked for, or there is none
 
 
-def join(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, device: str) -> Merged:
-    """Merge every trained patch of the run, evaluate over all hold-out views, and record it.
+def join(
+    plan: Plan,
+    layout: RunLayout,
+    ledger: Ledger,
+    config: Config,
+    device: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Merged:
+    """Merge every trained patch of the run, finish the borders, evaluate over all hold-out views, and record it.
 
-    Raises `RunFolderError` when no patch is trained, `EnvironmentProblem` when the disk is full.
+    Raises `RunFolderError` when no patch is trained, `EnvironmentProblem` when the disk is full, `Interrupted`.
     """
     splats = trained_parts(plan, ledger)
     if not splats:
         raise RunFolderError(f"{layout.root}: no patch is trained, so there is nothing to merge")
     report = _merge(plan, splats, [planned.patch for planned in plan.patches], layout.merged_splat, config)
     report.coverage.draw(layout.coverage_map, [planned.patch for planned in plan.patches], report.holes)
-    merged = _evaluate(plan, layout, config, report, device)
+    finished = _finish(plan, report, config, device, should_stop) if config.merge.finish and len(splats) > 1 else None
+    merged = _evaluate(plan, layout, config, report, finished, device)
     details = report.to_json() | {"views": merged.views, "pictures": [str(path) for path in merged.pictures]}
+    details["finish"] = finished.to_json() if finished else None
     ledger.set_merged(report.path, report.gaussians, merged.psnr, merged.ssim, details)
     write_json(layout.evaluation, {"psnr": merged.psnr, "ssim": merged.ssim, "views": merged.views})
     return merged
@@ -103,9 +117,39 @@ def _cleaning(plan: Plan, config: Config) -> Cleaning:
     return Cleaning(config.merge, (low + high) / 2, float((high - low).max()))
 
 
-def _evaluate(plan: Plan, layout: RunLayout, config: Config, report: MergeReport, device: str) -> Merged:
+def _finish(plan: Plan, report: MergeReport, config: Config, device: str, should_stop: Callable[[], bool]) -> Finish:
+    """Hold-out views take no part."""
+    from splatpipe.merge.finish import Finish, finish
+    from splatpipe.splatting.loop import Stopped
+
+    training, there = config.training, {part.patch_id for part in report.parts}
+    used = np.setdiff1d(np.arange(plan.scene.n_cameras), plan.split.holdout)
+    try:
+        return finish(
+            report.path,
+            views_of(plan).take(used).resized(training.downscale, training.max_width),
+            plan.scene.points,
+            [planned.patch for planned in plan.patches if planned.id in there],
+            plan.split.frame,
+            plan.patches[0].settings,
+            visits=config.merge.finish,
+            device=device,
+            threads=training.threads,
+            should_stop=should_stop,
+        )
+    except SceneError as error:
+        return Finish(False, f"borders are not trained together: {error}")
+    except Stopped as stopped:
+        raise Interrupted(
+            "stopped while borders were trained together; the next splatpipe run merges again"
+        ) from stopped
+
+
+def _evaluate(
+    plan: Plan, layout: RunLayout, config: Config, report: MergeReport, finished: Finish | None, device: str
+) -> Merged:
     if not len(plan.split.holdout):
-        return Merged(report, None, None, (), ())
+        return Merged(report, None, None, (), (), finished)
     from splatpipe.splatting.metrics import Picture, ViewMetrics, side_by_side
 
     pictures: list[Path] = []
@@ -118,4 +162,4 @@ def _evaluate(plan: Plan, layout: RunLayout, config: Config, report: MergeReport
 
     judge = Judge(plan, config, device)
     result = summary(judge.evaluate(report.path, on_view=draw))
-    return Merged(report, result["psnr"], result["ssim"], tuple(result["views"]), tuple(pictures))
+    return Merged(report, result["psnr"], result["ssim"], tuple(result["views"]), tuple(pictures), finished)

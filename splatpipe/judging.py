@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from splatpipe.config import Config
 from splatpipe.patches.visibility import visibility
 from splatpipe.planning import Plan
 from splatpipe.scene.masks import mask_paths
+
+if TYPE_CHECKING:
+    from splatpipe.splatting.views import Views
 
 STRADDLES = 0.1  # share of the points that a view sees which must lie in a second core
 METRICS = ("psnr", "ssim", "cc_psnr", "cc_ssim", "lpips", "cc_lpips")
@@ -24,12 +27,8 @@ class Judge:
 
     def __init__(self, plan: Plan, config: Config, device: str) -> None:
         from splatpipe.splatting.lpips import Lpips
-        from splatpipe.splatting.views import Views
 
-        scene = plan.scene
-        paths = tuple(scene.image_dir / name for name in scene.names)
-        masks = mask_paths(scene.mask_dir, scene.names)
-        self._views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes, masks)
+        self._views = views_of(plan)
         self._holdout = plan.split.holdout
         self._plan, self._config, self._device = plan, config, device
         folder = config.evaluation.lpips_weights
@@ -86,6 +85,16 @@ class Judge:
             "seam_cost_of_views_db": {name: round(cost, 4) for name, cost in costs.items()},
             "patches": patches,
         }
+
+
+def views_of(plan: Plan) -> Views:
+    """Every photograph of the scene at its own size, in the order of the scene's names."""
+    from splatpipe.splatting.views import Views
+
+    scene = plan.scene
+    paths = tuple(scene.image_dir / name for name in scene.names)
+    masks = mask_paths(scene.mask_dir, scene.names)
+    return Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes, masks)
 
 
 def summary(evaluation: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +157,7 @@ def run(
             raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
         outcomes = _outcomes(plan, ledger)
         if merge and any(outcome.trained for outcome in outcomes.values()):
-            _merge(plan, options, ledger, evaluation_device(config), fresh=bool(waiting))
+            _merge(plan, options, ledger, evaluation_device(config), fresh=bool(waiting), should_stop=stop.is_set)
         _tell_failures(outcomes, ledger)
         return _exit_code(outcomes)
 
@@ -392,12 +392,20 @@ def _demand(config: Config, waiting: Sequence[PlannedPatch] = ()) -> Demand:
     return Demand(given.device, given.threads, memory, config.limits.grace_s)
 
 
-def _merge(plan: Plan, options: RunOptions, ledger: Ledger, device: str, *, fresh: bool) -> None:
+def _merge(
+    plan: Plan,
+    options: RunOptions,
+    ledger: Ledger,
+    device: str,
+    *,
+    fresh: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     before = ledger.status()["merged"]
     if not fresh and before["path"] and Path(before["path"]).is_file():
         _say(f"nothing to train; merged splat: {before['path']}")
         return
-    merged = join(plan, options.layout, ledger, options.config, device)
+    merged = join(plan, options.layout, ledger, options.config, device, should_stop)
     _report(merged)
 
 
@@ -406,6 +414,8 @@ def _report(merged: Merged) -> None:
         _say(f"warning: {sentence}")
     if merged.report.coverage.holes.any():
         _say(f"warning: {merged.report.coverage.sentence()}")
+    if merged.finish:
+        _say(merged.finish.sentence)
     print(f"merged splat: {merged.report.path} ({merged.report.gaussians} Gaussians)")
     if merged.psnr is None:
         print("no hold-out view: the scene is too small to keep one, or patching.holdout_every is 0")

@@ -71,6 +71,7 @@ def test_every_patch_trains_and_one_splat_is_merged(scene: Path, tmp_path: Path)
     assert read_header(Path(merged["path"])).count == merged["gaussians"] > 100
     assert merged["psnr"] > 10
     assert merged["path"] in done.stdout
+    assert "borders trained together" in done.stderr
     picture = Path(done.stdout.rsplit(": ", 1)[1].strip())
     assert picture.is_file()
 

@@ -64,6 +64,8 @@ class TrainingData:
     colors: NDArray[np.uint8]
     observed: tuple[NDArray[np.int64], ...] | None = None  # for each view the points it observes; for depth_weight
     decoded: DecodedViews | None = None  # photographs that are in memory already
+    trained: Params | None = None  # Gaussians to go on with, of the full SH degree, instead of new ones at the points
+    free: torch.Tensor | None = None  # (N,) bool, which of those may change; their number must stay; None: all
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Training:
         center = np.median(data.points, axis=0)
         self._center = torch.tensor(center, dtype=torch.float32, device=self.device)
         self.radius = float(np.linalg.norm(data.points - center, axis=1).max()) or 1.0
-        self.params: Params = initial_params(
+        self.params: Params = data.trained or initial_params(
             data.points,
             data.colors,
             init_scaling=job.init_scaling,
@@ -288,6 +290,8 @@ class Training:
 
     def sh_degree(self, step: int) -> int:
         """Of the colour that is trained in the step after `step`."""
+        if self.data.trained:
+            return self.settings.sh_degree
         return min(step // self.settings.sh_degree_interval, self.settings.sh_degree)
 
     def distances(self) -> torch.Tensor:
@@ -321,7 +325,7 @@ class Training:
         with torch.no_grad():
             self.extras.step(self._decay() * self._warm())
             self.optimizer.lrs.update(self._learning_rates())
-            self.optimizer.step(seen.visible if s.visible_only else None, active={"shN": (degree + 1) ** 2 - 1})
+            self.optimizer.step(self._movable(seen), active={"shN": (degree + 1) ** 2 - 1})
             add_noise_(
                 self.params["means"],
                 self.params["quats"],
@@ -332,6 +336,13 @@ class Training:
                 step=self.step,
             )
         return seen
+
+    def _movable(self, seen: Seen) -> torch.Tensor | None:
+        """(N,) bool, the Gaussians that this step's Adam touches; None for all."""
+        free = self.data.free
+        if not self.settings.visible_only:
+            return free
+        return seen.visible if free is None else seen.visible & free
 
     def _backward(self, view: View, degree: int, place: int) -> tuple[float, Seen] | None:
         """Add the gradients of one view, the `place`-th of the step: its loss, and what it saw; None when blind."""

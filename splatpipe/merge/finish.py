@@ -1,0 +1,172 @@
+"""A last, short training of the merged splat: what patches trained apart cannot know of each other is made to fit.
+
+Along borders the haze of both sides lies over the same ground: no rule of ownership can mend that (docs/merging.md),
+a few looks at the photographs can. Only what lies at borders, or is too wide for any one patch, may change.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from splatpipe.merge.evaluate import HELD_AT_ONCE, normalising
+from splatpipe.merge.ownership import Territory, reach
+from splatpipe.merge.rows import Rows, log_widest
+from splatpipe.patches.frame import Frame
+from splatpipe.scene.arrays import Similarity
+from splatpipe.splatting import raster
+from splatpipe.splatting.loop import Training, TrainingData, TrainingFailure, TrainingJob, render
+from splatpipe.splatting.metrics import psnr
+from splatpipe.splatting.model import Params, to_splats
+from splatpipe.splatting.ply import from_rows, read_header, read_splats, splat_writer, to_rows, to_training, transform
+from splatpipe.splatting.settings import TrainSettings
+from splatpipe.splatting.views import ViewLoader, Views
+
+WARM_UP = 10  # one step in so many, in which Adam learns how large gradients are
+JUDGED = 32  # training views by which it is decided whether the result is kept
+CACHE_BYTES = 2 << 30  # of decoded photographs
+CHUNK = 1 << 18  # rows written at once
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What became of a merged splat: `kept` is False where it stayed as it was, for the reason in `sentence`."""
+
+    kept: bool
+    sentence: str
+    steps: int = 0
+    views: int = 0
+    free: int = 0  # Gaussians that were free to change
+    seconds: float = 0.0
+    psnr_before: float | None = None  # mean over training views
+    psnr_after: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def finish(
+    splat: Path,
+    views: Views,
+    points: NDArray[np.float64],
+    patches: Sequence[Territory],
+    frame: Frame,
+    settings: TrainSettings,
+    *,
+    visits: int,
+    device: str = "cpu",
+    threads: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+    most: int = HELD_AT_ONCE,
+) -> Finish:
+    """Train the border Gaussians of the merged file `splat` until each of `views` was seen `visits` times.
+
+    `views`: training views at training size; `points` (P, 3) of the scene, and the trained `patches`, cut in `frame`.
+    Everything else keeps its bytes. The file is replaced only if the render of training views came closer to the
+    photographs. All Gaussians are held in memory, so that a file of more than `most` is left alone.
+    Raises SceneError for a photograph that cannot be read, `loop.Stopped` when `should_stop` says so.
+    """
+    header = read_header(splat)
+    reason = _unfit(header.count, most, header.antialiased, settings)
+    if reason:
+        return Finish(False, f"borders are not trained together: {reason}")
+    rows = to_rows(read_splats(splat))
+    free = at_borders(rows, patches, frame)
+    if not free.any():
+        return Finish(False, "borders are not trained together: no Gaussian lies at one")
+    if threads and device == "cpu":
+        raster.set_threads(threads)
+    similarity = normalising(rows[:, :3])
+    views = replace(views, viewmats=similarity.apply_viewmats(views.viewmats))
+    params = _params(rows, similarity, device)
+    black = np.zeros((len(points), 3), np.uint8)
+    data = TrainingData(views, similarity.apply(points), black, trained=params, free=torch.from_numpy(free).to(device))
+    steps, begin = visits * len(views), time.monotonic()
+    before = _closeness(params, views, header.sh_degree, header.antialiased)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = _last_rates(settings, steps, header.sh_degree, header.antialiased)
+            job = TrainingJob(settings, 0.1, device, Path(folder), CACHE_BYTES)
+            Training(data, job, lambda event, **values: None).run(should_stop)
+    except (TrainingFailure, torch.OutOfMemoryError) as failure:
+        return Finish(False, f"borders are not trained together: {failure}", steps, len(views), int(free.sum()))
+    after = _closeness(params, views, header.sh_degree, header.antialiased)
+    facts = steps, len(views), int(free.sum()), round(time.monotonic() - begin, 1), round(before, 3), round(after, 3)
+    said = f"borders trained together: {steps} steps over {len(views)} views, {free.sum()} of {len(free)} Gaussians"
+    if not after > before:
+        return Finish(False, f"{said}; not kept, because training views did not get better", *facts)
+    trained = to_rows(transform(to_splats(params), similarity))
+    rows[free] = trained[free]
+    with splat_writer(splat, header.sh_degree, header.comments) as writer:
+        for start in range(0, len(rows), CHUNK):
+            writer.append(rows[start : start + CHUNK])
+    return Finish(True, f"{said}, training views {before:.2f} to {after:.2f} dB", *facts)
+
+
+def at_borders(rows: Rows, patches: Sequence[Territory], frame: Frame) -> NDArray[np.bool_]:
+    """(N,) which Gaussians lie in two buffered boxes or more, or are wider than the buffers (`reach`) can hold."""
+    claims = np.zeros(len(rows), np.int64)
+    points = frame.apply(rows[:, :3])
+    for patch in patches:
+        claims += patch.buffered.contains(points)
+    return (claims > 1) | (log_widest(rows) > np.log(reach(patches) / 3))
+
+
+def _unfit(count: int, most: int, blur: float | None, settings: TrainSettings) -> str | None:
+    """Why a merged splat cannot be trained on; None when it can."""
+    if count > most:
+        return f"{count} Gaussians are more than the {most} that are held in memory at once"
+    if settings.pose_lr or settings.bilateral_lr:
+        return "training.pose_lr or bilateral_lr taught each patch cameras or colours of its own"
+    if blur is not None and blur != raster.BLUR:
+        return f"it is antialiased with a blur of {blur:g} square pixels, which our trainer has not"
+    return None
+
+
+def _last_rates(settings: TrainSettings, steps: int, sh_degree: int, blur: float | None) -> TrainSettings:
+    """The rates at which training ended, for so many steps without refinement or noise."""
+    return replace(
+        settings,
+        iterations=steps,
+        scale_schedule=False,
+        sh_degree=sh_degree,
+        means_lr=settings.means_lr * settings.means_lr_final,
+        means_lr_final=1.0,
+        refine_stop=0,
+        noise_lr=0.0,
+        warmup_steps=steps // WARM_UP,
+        checkpoint_every=steps + 1,
+        antialiased=blur is not None,
+        views_per_step=1,
+        depth_weight=0.0,
+        random_background=False,
+    )
+
+
+def _params(rows: Rows, similarity: Similarity, device: str) -> Params:
+    local = to_training(from_rows(rows), similarity)
+    names = ("means", "quats", "scales", "opacities", "sh0", "shN")
+    return {name: torch.tensor(getattr(local, name), dtype=torch.float32, device=device) for name in names}
+
+
+@torch.no_grad()
+def _closeness(params: Params, views: Views, sh_degree: int, blur: float | None) -> float:
+    """Mean PSNR of some training views, spread evenly."""
+    loader, found = ViewLoader(views, params["means"].device, CACHE_BYTES), []
+    try:
+        for i in np.unique(np.linspace(0, len(views) - 1, min(JUDGED, len(views))).astype(np.int64)):
+            view = loader.get(int(i))
+            image = render(params, view, sh_degree=sh_degree, antialiased=blur)[0].clamp(0, 1).cpu().numpy()
+            mask = None if view.mask is None else view.mask.cpu().numpy()
+            found.append(psnr(image, view.image.cpu().numpy(), mask))
+    finally:
+        loader.close()
+    return float(np.mean(found))
