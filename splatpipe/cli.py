@@ -133,7 +133,9 @@ def run(
 
     settings = [*(overrides or []), *(["retry.history=false"] if no_history else []), *_executor(executor)]
     with pipeline.placed(scene, out, config, settings, images, retrain, batch) as options, _stopping():
-        _leave(pipeline.run(options, stop=_stop))
+        code = pipeline.run(options, stop=_stop)
+        pipeline.add_splat_page(options.layout)
+        _leave(code)
 
 
 @app.command("slurm-script")
@@ -229,7 +231,10 @@ def merge(
     from splatpipe import pipeline
 
     with _stopping():
-        _leave(pipeline.merge(pipeline.RunOptions.of_run(run_folder, None), only))
+        options = pipeline.RunOptions.of_run(run_folder, None)
+        code = pipeline.merge(options, only)
+        pipeline.add_splat_page(options.layout)
+        _leave(code)
 
 
 @app.command("eval")

@@ -233,6 +233,27 @@ def report(run_folder: Path, splat: bool) -> dict[str, Any]:
     return {"report": str(layout.report), "splat": str(made) if made else None}
 
 
+def add_splat_page(layout: RunLayout) -> None:
+    """The merged splat in 3D beside the run's page, where splat-transform is installed already.
+
+    A run installs nothing for it, and is not the worse without: the run's page says how to get it.
+    """
+    from splatpipe.export.transform import find_transform
+    from splatpipe.report.splat_page import is_current, write_splat_page
+
+    if not layout.merged_splat.is_file() or is_current(layout):
+        return
+    try:
+        find_transform(install=False)
+    except EnvironmentProblem:
+        return
+    try:
+        print(f"merged splat in 3D: {write_splat_page(layout, _say)}", flush=True)
+        RunReport(layout, Config().to_dict()).write(in_use(layout))  # with a link to it
+    except SplatpipeError as problem:
+        _say(f"warning: no page of the merged splat: {problem}")
+
+
 def split(
     options: RunOptions, *, dry_run: bool, picture: Path | None = None, stop: threading.Event | None = None
 ) -> dict[str, Any]:

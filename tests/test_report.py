@@ -245,6 +245,17 @@ def test_the_command_writes_the_page_anew_and_says_where(layout: RunLayout) -> N
     assert layout.report.is_file()
 
 
+def test_without_splat_transform_the_page_says_how_to_see_the_splat_and_nothing_is_installed(
+    layout: RunLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pipeline.add_splat_page(layout)
+    assert capsys.readouterr() == ("", "")
+    assert not layout.splat_page.exists() and not list(tmp_path.iterdir())
+    RunReport(layout, Config().to_dict()).write(running=False)
+    assert f"splatpipe report {layout.root}" in text(layout.report.read_text())
+
+
 def test_a_folder_without_a_run_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is not a run folder"):
         pipeline.report(tmp_path, splat=False)

@@ -179,8 +179,11 @@ def test_every_patch_and_its_curves_are_printed(open_report: Callable[[int, int]
 
 def test_the_page_of_the_splat_shows_it_with_a_pin_on_each_patch(browser: Any, layout: RunLayout) -> None:
     _find_tool()
-    made = pipeline.report(layout.root, splat=True)
-    watched = _open_splat(browser, Path(made["splat"]))
+    pipeline.add_splat_page(layout)  # as the end of a run does
+    made = layout.splat_page.stat().st_mtime_ns
+    pipeline.add_splat_page(layout)
+    assert layout.splat_page.stat().st_mtime_ns == made, "the same splat is not converted again"
+    watched = _open_splat(browser, layout.splat_page)
     picture = watched.picture("splat")
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # no blank canvas
     assert watched.page.locator(".pc-annotation-hotspot").count() == len(read_scenery(layout, 100))

@@ -73,7 +73,7 @@ class Coverage:
         draw.rectangle((left, height - top, right - 1, height - bottom - 1), outline=color, width=3 if missing else 1)
         font = ImageFont.load_default(12)
         if missing or 8 + font.getlength(territory.id) <= right - left:  # names over each other tell nothing
-            draw.text((left + 4, height - top + 4), territory.id, fill=color, font=font)
+            draw.text((left + 4, height - top + 4), territory.id, color, font, stroke_width=2, stroke_fill="black")
 
 
 class CoverageTally:

@@ -26,6 +26,7 @@ def patch_facts(record: PatchRecord, row: Row, median_extent: float | None) -> d
         "gaussians": row["gaussians"],
         "seconds": row["seconds"],
         "cameras": record.cameras,
+        "holdout": record.statistics.get("holdout"),
         "points": record.points,
         "extent": record.extent,
         "init_scaling": row["init_scaling"],

@@ -33,6 +33,12 @@ FOV = 60.0
 PIN_HEIGHT, PIN_BACK = 3.2, 3.6  # where the camera goes when a pin is chosen
 
 
+def is_current(layout: RunLayout) -> bool:
+    """Whether the page is there, and not that of an earlier merged splat."""
+    page, splat = layout.splat_page, layout.merged_splat
+    return page.is_file() and splat.is_file() and page.stat().st_mtime >= splat.stat().st_mtime
+
+
 def write_splat_page(layout: RunLayout, say: Callable[[str], None]) -> Path:
     """Replace the page. Raises `RunFolderError` when nothing is merged, `EnvironmentProblem` without Node.js."""
     if not layout.merged_splat.is_file():

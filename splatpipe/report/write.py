@@ -24,6 +24,7 @@ from splatpipe.report.ground import draw_ground
 from splatpipe.report.page import render_page
 from splatpipe.report.pictures import pairs
 from splatpipe.report.scenery import read_scenery
+from splatpipe.report.splat_page import is_current
 from splatpipe.runfolder import read_run
 
 RENEW_S = 20  # the page asks for itself anew while the run goes on
@@ -93,7 +94,6 @@ class RunReport:
         counts = {kind: sum(patch["outcome"] == kind for patch in patches) for kind in words.OUTCOMES}
         trained = sum(Outcome(patch["outcome"]).trained for patch in patches)
         others = [f"{n} {words.outcome(kind)}" for kind, n in counts.items() if n and not Outcome(kind).trained]
-        splat = self.layout.splat_page
         return {
             "name": self.layout.root.name,
             "title": f"{run['scene'].name}: {len(patches)} patch{'es' if len(patches) != 1 else ''}",
@@ -111,7 +111,8 @@ class RunReport:
             "gpu_memory": max(patch["gpu_memory"] for patch in patches),
             "command": " ".join(map(str, run.get("command") or [])),
             "versions": [(name, str(value)) for name, value in (run.get("versions") or {}).items()],
-            "splat_page": splat.name if _newer(splat, self.layout.merged_splat) else None,
+            "splat_page": self.layout.splat_page.name if is_current(self.layout) else None,
+            "folder": str(self.layout.root),
         }
 
     def _map(self) -> dict[str, Any] | None:
@@ -241,11 +242,6 @@ def telling(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ordered, each = sorted(views, key=lambda view: view["psnr"]), SHOWN_VIEWS // 3
     middle = (len(ordered) - each) // 2
     return [*ordered[:each], *ordered[middle : middle + each], *ordered[-each:]]
-
-
-def _newer(made: Path, source: Path) -> bool:
-    """Whether `made` is there, and not from an older `source`."""
-    return made.is_file() and source.is_file() and made.stat().st_mtime >= source.stat().st_mtime
 
 
 def _as_data(path: Path) -> str:
