@@ -45,7 +45,6 @@ _stop = threading.Event()
 _stop_signal = 0
 
 
-
 def _folder(text: str) -> Path:
     """A path. Raises ConfigError for an address, where a command takes none."""
     from splatpipe.storage.address import parse_address
@@ -64,9 +63,7 @@ Scene = Annotated[
         parser=_folder, metavar="SCENE", help="COLMAP scene: a folder with images/ and sparse/0, sparse, or the model."
     ),
 ]
-Run = Annotated[
-    Path, typer.Argument(parser=_folder, metavar="RUN_FOLDER", help="Run folder, as `run` printed it.")
-]
+Run = Annotated[Path, typer.Argument(parser=_folder, metavar="RUN_FOLDER", help="Run folder, as `run` printed it.")]
 RunOrAddress = Annotated[
     str, typer.Argument(metavar="RUN_FOLDER", help="Run folder, as `run` printed it, or its address: s3://bucket/run.")
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scenes import EXAMPLE, scaled, synthetic_scene
 
-from splatpipe.scene.arrays import Scene
+from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import read_scene
 
@@ -71,6 +71,11 @@ def odd_lens(scene: Scene) -> Scene:
     return replace(scene, Ks=Ks)
 
 
+def in_utm(scene: Scene) -> Scene:
+    shift = Similarity(1.0, (512345.6, 5412345.6, 312.0))
+    return replace(scene, points=shift.apply(scene.points), viewmats=shift.apply_viewmats(scene.viewmats))
+
+
 CASES: list[tuple[str, Callable[[Scene], Scene], str]] = [
     ("outlier_cameras", far_camera, "1 camera stands more than 10 times"),
     ("facing_away", turned_camera, "first view_0007.jpg"),
@@ -83,6 +88,7 @@ CASES: list[tuple[str, Callable[[Scene], Scene], str]] = [
     ("odd_intrinsics", odd_lens, "its centre at (2, 24)"),
     ("reprojection_error", lambda scene: replace(scene, errors=scene.errors * 10), "5.00 px"),
     ("units", lambda scene: scaled(scene, 1e-5), "scene units"),
+    ("far_from_origin", in_utm, "lies 5,412,346 units from the origin"),
 ]
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from splatpipe.files import atomic_path
 from splatpipe.patches.box import Box
 from splatpipe.patches.partition import Split
 from splatpipe.patches.patch import Patch
-from splatpipe.patches.region import Region, distance_to_ring
+from splatpipe.patches.region import Region
 from splatpipe.patches.union import parts_of
 from splatpipe.scene.arrays import Scene
 
@@ -25,7 +25,7 @@ BOUNDS = (0.005, 0.995)  # quantiles of points and cameras that the picture show
 EDGE, HEAD, FOOT = 40, 90, 110  # pixels round the ground, above it, and below it
 PAPER, INK, RED = (250, 250, 248), (35, 38, 45), (205, 20, 30)
 DOTS = (1, 4)  # pixels of a point's edge, at least and at most
-GRID = 48  # places each way at which a label may stand in an outline
+GRID = 24  # places each way at which a label may stand in a core
 TINT = 40  # of 255: how much of its patch's colour the ground takes on
 MOST_POINTS = 500_000  # a map has no room for more
 GOLDEN = 0.618034  # turns of hue that keep neighbouring numbers apart
@@ -63,9 +63,14 @@ def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()
 def _title(scene: Scene, split: Split) -> tuple[str, str]:
     counts = [len(patch.camera_index) for patch in split.patches]
     patches = f"{len(counts)} patch" + ("es" if len(counts) != 1 else "")
-    range_of = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    facts = f"{scene.n_cameras:,} cameras, {scene.n_points:,} points; {range_of} cameras a patch"
+    range_of = f"{min(counts)} to " if min(counts) != max(counts) else ""
+    facts = f"{_plural(scene.n_cameras, 'camera')}, {_plural(scene.n_points, 'point')}; "
+    facts += f"{range_of}{_plural(max(counts), 'camera')} a patch"
     return patches, f"{facts}; {split.frame.message}"
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _legend(holdout: int, lost: int) -> list[tuple[str, str]]:
@@ -75,9 +80,9 @@ def _legend(holdout: int, lost: int) -> list[tuple[str, str]]:
         ("buffer", "buffer"),
     ]
     if holdout:
-        entries.append(("holdout", f"{holdout} hold-out views"))
+        entries.append(("holdout", _plural(holdout, "hold-out view")))
     if lost:
-        entries.append(("cross", f"{lost} cameras that see nothing or train nowhere"))
+        entries.append(("cross", f"{lost} camera{'s' * (lost != 1)} seeing nothing or training nowhere"))
     return entries
 
 
@@ -94,6 +99,7 @@ class _Canvas:
         high = np.maximum(*(np.quantile(p[:, :2], BOUNDS[1], axis=0) for p in (points, centers)))
         margin = 0.03 * float((high - low).max()) or 1.0
         self.low, self.high = low - margin, high + margin
+        self.centers = np.clip(centers[:, :2], self.low, self.high)  # as they are shown
         self.scale = FINE * LONGER / float((self.high - self.low).max())
         width, height = ((self.high - self.low) * self.scale).round().astype(int)
         self.left, self.top = FINE * EDGE, FINE * HEAD
@@ -143,19 +149,20 @@ class _Canvas:
         )
 
     def _outline(self, core: Region, color: Color) -> None:
-        """What somebody drew, as far as it lies in the core's box; of the rest beside it, the box alone."""
-        x0, y0, x1, y1 = self._clipped(core)
-        if core.ring is None:
-            self.draw.rectangle((x0, y0, x1, y1), outline=(*color, 255), width=FINE * 3)
-            return
-        mask = Image.new("L", self.image.size)
-        corners = [(float(x), float(y)) for x, y in self.at(core.ring)]
-        ImageDraw.Draw(mask).polygon(corners, fill=TINT)
-        visible = Image.new("L", self.image.size)
-        box = (round(x0), round(y0), round(x1), round(y1))
-        visible.paste(mask.crop(box), box[:2])
-        self.image.paste(Image.new("RGB", self.image.size, color), mask=visible)
-        self.draw.line([*corners, corners[0]], fill=(*color, 255), width=FINE * 3, joint="curve")
+        """Ground and inner edge of an outline that somebody drew, or of what is left beside, within the core's box."""
+        inside, edges = Image.new("L", self.image.size), Image.new("L", self.image.size)
+        ImageDraw.Draw(inside).rectangle(self._clipped(core), fill=255)
+        ImageDraw.Draw(edges).rectangle(self._clipped(core), outline=255, width=FINE * 3)
+        for ring, whole in [(core.ring, True), *((other, False) for other in core.others)]:
+            if ring is None:
+                continue
+            corners = [(float(x), float(y)) for x, y in self.at(ring)]
+            shape = Image.new("L", self.image.size, 0 if whole else 255)
+            ImageDraw.Draw(shape).polygon(corners, fill=255 if whole else 0)
+            inside = ImageChops.darker(inside, shape)
+            ImageDraw.Draw(edges).line([*corners, corners[0]], fill=255, width=FINE * 6, joint="curve")
+        mask = ImageChops.lighter(inside.point(lambda value: value and TINT), ImageChops.darker(edges, inside))
+        self.image.paste(Image.new("RGB", self.image.size, color), mask=mask)
 
     def cameras(self, centers: NDArray[np.float64], ahead: NDArray[np.float64], color: Color) -> None:
         """Dots with a stroke in the direction of view, the shorter the steeper."""
@@ -179,13 +186,12 @@ class _Canvas:
             self._cross(x, y, 2 * self.dot)
 
     def label(self, patch: Patch, centers: NDArray[np.float64], color: Color) -> None:
-        """Number and camera count in the middle of the visible core."""
-        at = self._middle(patch.core)
-        font = _font(20)
-        text = f"{patch.id}\n{len(centers)} cameras"
-        box = self.draw.multiline_textbbox(at, text, font=font, anchor="mm", align="center")
+        """Number and camera count near the patch's cameras `centers` (M, 3), where it hides few of all."""
+        font, text = _font(20), f"{patch.id}\n{_plural(len(centers), 'camera')}"
+        box = np.array(self.draw.multiline_textbbox((0, 0), text, font=font, anchor="mm", align="center"))
         pad = FINE * 7
-        around = (box[0] - pad, box[1] - pad, box[2] + pad, box[3] + pad)
+        at = self._free_place(patch.core, np.median(centers[:, :2], axis=0), (box[2:] - box[:2]) / 2 + pad)
+        around = (at[0] + box[0] - pad, at[1] + box[1] - pad, at[0] + box[2] + pad, at[1] + box[3] + pad)
         self.draw.rounded_rectangle(around, radius=pad, fill=(255, 255, 255, 225), outline=color, width=FINE * 2)
         self.draw.multiline_text(at, text, fill=INK, font=font, anchor="mm", align="center")
 
@@ -229,7 +235,9 @@ class _Canvas:
         self.draw.line((x0, y, x1, y), fill=INK, width=FINE * 3)
         for x in (x0, x1):
             self.draw.line((x, y - FINE * 6, x, y + FINE * 6), fill=INK, width=FINE * 2)
-        label = f"{length:g} scene units; left edge {self.low[0]:.4g}, lower edge {self.low[1]:.4g}"
+        digits = max(2 - math.floor(math.log10(float((self.high - self.low).max()))), 0)
+        left, lower = (f"{edge:.{digits}f}" for edge in self.low)
+        label = f"{length:g} scene unit{'s' * (length != 1)}; left edge {left}, lower edge {lower}"
         self.draw.text((x1 + FINE * 14, y), label, fill=INK, font=_font(17), anchor="lm")
 
     def _clipped(self, box: Box) -> tuple[float, float, float, float]:
@@ -237,22 +245,26 @@ class _Canvas:
         (x0, y1), (x1, y0) = self.at(np.stack([lower, np.maximum(upper, lower)]))
         return float(x0), float(y0), float(x1), float(y1)
 
-    def _middle(self, core: Box) -> tuple[float, float]:
-        """In pixels; of an outline, the place on a grid that is farthest from its edges and those of the picture."""
-        core = max(parts_of(core), key=lambda part: _area(self._clipped(part)))
-        x0, y0, x1, y1 = self._clipped(core)
-        if isinstance(core, Region):
-            low, high = np.maximum(core.lower[:2], self.low), np.minimum(core.upper[:2], self.high)
-            steps = (np.arange(GRID) + 0.5) / GRID
-            grid = np.stack(np.meshgrid(*(low[axis] + steps * (high - low)[axis] for axis in (0, 1))), -1)
-            places = grid.reshape(-1, 2)
-            away = np.minimum(places - self.low, self.high - places).min(axis=1)
-            for ring in core.others if core.ring is None else (core.ring,):
-                away = np.minimum(away, distance_to_ring(ring, places))
-            away[~core.contains(np.column_stack([places, np.zeros(len(places))]))] = 0
-            x, y = self.at(places[[int(np.argmax(away))]])[0]
-            return float(x), float(y)
-        return (x0 + x1) / 2, (y0 + y1) / 2
+    def _free_place(self, core: Box, near: NDArray[np.float64], half: NDArray[np.float64]) -> tuple[float, float]:
+        """Pixels of the middle of a label of half size (2,) pixels: in the core, off cameras, and near a place.
+
+        One corner outside, all cameras hidden, and the core's diagonal away weigh the same.
+        """
+        low, high = np.maximum(core.lower[:2], self.low), np.minimum(core.upper[:2], self.high)
+        steps = (np.arange(GRID) + 0.5) / GRID
+        grid = np.stack(np.meshgrid(*(low[axis] + steps * (high - low)[axis] for axis in (0, 1))), -1)
+        places = np.concatenate([np.clip(near, low, high)[None], grid.reshape(-1, 2)])
+        half = half / self.scale
+        corners = places[:, None] + half * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+        flat = np.column_stack([corners.reshape(-1, 2), np.zeros(4 * len(places))])
+        outside = ~core.contains(flat) | ((flat[:, :2] < self.low) | (flat[:, :2] > self.high)).any(axis=1)
+        reach = half + self.dot / self.scale
+        dots = self.centers[((self.centers > low - reach) & (self.centers < high + reach)).all(axis=1)]
+        hidden = (np.abs(dots[None] - places[:, None]) < reach).all(axis=2).sum(axis=1)
+        away = np.linalg.norm(places - near, axis=1) / np.linalg.norm(high - low)
+        cost = outside.reshape(-1, 4).sum(axis=1) + hidden / max(len(dots), 1) + away
+        x, y = self.at(places[[int(np.argmin(cost))]])[0]
+        return float(x), float(y)
 
     def _shown(self, centers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Those within the picture, the rest moved to its border."""

@@ -102,7 +102,8 @@ def _relative_size(stats: PatchStats) -> Finding | None:
 
 
 def _seldom_seen(stats: PatchStats) -> Finding | None:
-    if not len(stats.seen_share) or float(np.median(stats.seen_share)) >= SELDOM:
+    few = stats.cameras * SELDOM < 1  # cameras: whoever sees a Gaussian at all sees it often
+    if few or not len(stats.seen_share) or float(np.median(stats.seen_share)) >= SELDOM:
         return None
     share = float((stats.seen_share < SELDOM).mean())
     message = (

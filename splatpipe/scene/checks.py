@@ -21,7 +21,7 @@ FOCAL_SPREAD = 1.5  # of the focal lengths of equally sized images, largest over
 
 
 def check_scene(scene: Scene) -> list[Finding]:
-    """Findings about cameras, points, tracks, intrinsics and units, in this order."""
+    """Findings about cameras, points, tracks, intrinsics, units and the origin, in this order."""
     checks = (
         _outlier_cameras(scene),
         _facing_away(scene),
@@ -33,6 +33,7 @@ def check_scene(scene: Scene) -> list[Finding]:
         _reprojection(scene),
         *_intrinsics(scene),
         _units(scene),
+        _far_from_origin(scene),
     )
     return [finding for finding in checks if finding]
 
@@ -187,11 +188,33 @@ def _focal_spread(scene: Scene) -> list[Finding]:
 def _units(scene: Scene) -> Finding | None:
     if not len(scene.track_cameras):
         return None
-    some = np.arange(0, len(scene.track_cameras), max(len(scene.track_cameras) // SAMPLE, 1))
-    points = np.searchsorted(scene.track_offsets, some, side="right") - 1
-    depth = float(np.median(np.linalg.norm(scene.points[points] - scene.centers[scene.track_cameras[some]], axis=1)))
+    depth = float(np.median(np.linalg.norm(np.subtract(*_sampled_sights(scene)), axis=1)))
     low, high = UNITS
     if low <= depth <= high:
         return None
     message = f"the median distance from a camera to its points is {depth:.3g} scene units; training normalises that"
     return Finding("units", "note", message, {"median_distance": depth})
+
+
+def _far_from_origin(scene: Scene) -> Finding | None:
+    """Positions so far from 0 that the single precision of splat files shows."""
+    if not len(scene.track_cameras):
+        return None
+    depth = float(np.median(np.linalg.norm(np.subtract(*_sampled_sights(scene)), axis=1)))
+    far = float(np.abs(np.median(scene.points, axis=0)).max())
+    pixel, step = depth / float(np.median(scene.Ks[:, 0, 0])), float(np.spacing(np.float32(far)))
+    if step <= pixel / 2:
+        return None
+    message = (
+        f"the scene lies {far:,.0f} units from the origin, where splat files (single precision) know positions to "
+        f"{step:.2g} units only, and a pixel covers {pixel:.2g}: take a round offset off the model first (colmap "
+        "model_transformer), and give it back with splatpipe export --georeference"
+    )
+    return Finding("far_from_origin", "warning", message, {"distance": far, "precision": step, "pixel": pixel})
+
+
+def _sampled_sights(scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(S, 3) points and the centres of the cameras that observe them, from all over the tracks."""
+    some = np.arange(0, len(scene.track_cameras), max(len(scene.track_cameras) // SAMPLE, 1))
+    points = np.searchsorted(scene.track_offsets, some, side="right") - 1
+    return scene.points[points], scene.centers[scene.track_cameras[some]]
