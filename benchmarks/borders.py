@@ -1,6 +1,7 @@
 """What borders cost where they are: a run's merged splat against its patches, along the borders and away from them.
 
-python benchmarks/borders.py RUN [--thin-owner 0.5] [--no-share-wide] [--json OUT]
+python benchmarks/borders.py RUN [--thin-owner 0.5] [--no-share-wide] [--json OUT]   merged anew, borders not trained
+python benchmarks/borders.py RUN --finished                                          the run's merged splat as it is
 
 Every pixel of every view belongs to the patch in whose core its ray meets the ground (a plane at the points' median
 height, so the scene must be flat). Along borders, within half a buffer of one, the merged splat's error is held
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--thin-owner", type=float, default=0.5)
     parser.add_argument("--no-share-wide", action="store_true", help="by centre only")
+    parser.add_argument("--finished", action="store_true", help="the run's merged splat as it is")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     layout = RunLayout(args.run.resolve())
@@ -114,7 +116,8 @@ def main() -> None:
             plan.split.frame,
             borders=Borders(args.thin_owner, not args.no_share_wide),
         )
-        table = compare(plan, parts, report.path, options.config.training.max_width)
+        splat = layout.merged_splat if args.finished else report.path
+        table = compare(plan, parts, splat, options.config.training.max_width)
         table["gaussians"], table["holes"] = report.gaussians, int(report.coverage.holes.sum())
     print(f"{args.run.name}: {len(parts)} patches, {table['gaussians']} Gaussians, {table['holes']} holes")
     for name, row in table.items():
