@@ -328,8 +328,7 @@ def _prepared(
     with locked(layout, _say):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
         scene = undistort(reading.scene, layout.scene, _say, check)
-        same = cut if scene is reading.scene else None  # undistorted images show a little more or less
-        plan = make_plan(scene, options.config, options.profile_folders, same, check)
+        plan = make_plan(scene, options.config, options.profile_folders, cut, check)
         for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
             _say(f"{finding.severity}: {finding.message}")
         write_datasets(plan, layout, check)

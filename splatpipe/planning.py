@@ -17,7 +17,7 @@ from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
 from splatpipe.machine import usable_cores
 from splatpipe.patches.dataset import masked_images, normalising_similarity, write_dataset
-from splatpipe.patches.partition import Split, split
+from splatpipe.patches.partition import Split, split, survey
 from splatpipe.patches.patch import Patch, Role
 from splatpipe.patches.preflight import Preflight, preflight
 from splatpipe.patches.stats import PatchStats, patch_stats
@@ -26,6 +26,7 @@ from splatpipe.policy.costs import Size
 from splatpipe.policy.init_scaling import FirstRung, first_rung, rung_for
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.findings import Finding
+from splatpipe.scene.undistort import needs_undistortion
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import TrainRequest
 from splatpipe.trainers.lichtfeld_config import read_profile, settings_of
@@ -199,11 +200,17 @@ def make_plan(
     return Plan(scene, cut, tuple(planned), budget)
 
 
-def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> Split:
-    """Raise what `make_plan` would raise for these settings and this scene, at a fraction of its cost."""
+def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] = ()) -> Split | None:
+    """Raise what `make_plan` would raise for these settings and this scene, at a fraction of its cost.
+
+    Gives the split, or None for a scene that is to be undistorted, which shows a little more or less afterwards.
+    """
     profile = _profile(config, profile_folders)
     _fixed_rung(config, profile)
     patching, _, _ = within_budget(scene, config.patching, _hyper_parameters(config, profile))
+    if needs_undistortion(scene):
+        survey(scene, patching)
+        return None
     return split(scene, patching)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scenes import EXAMPLE, synthetic_scene, write_scene
 
-from splatpipe.errors import SceneError
+from splatpipe.errors import ConfigError, SceneError
+from splatpipe.pipeline import RunOptions, split
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.colmap import read_scene
 from splatpipe.scene.tracks import point_of_observation
@@ -42,6 +43,15 @@ def test_the_example_becomes_a_pinhole_scene_with_the_same_cameras_and_points(tm
     np.testing.assert_allclose(scene.viewmats, distorted.viewmats, atol=1e-9)
     assert reprojection(scene) < 0.3 < reprojection(distorted)
     assert read_scene(tmp_path / "scene").scene.n_cameras == 18, "images have the size the cameras say"
+
+
+def test_settings_that_cannot_be_used_are_refused_before_anything_is_undistorted(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scene", synthetic_scene(12, 200), camera_model="SIMPLE_RADIAL")
+    cells = "patching.cells=[[[0, 0], [1, 1], [1, 0], [0, 1]]]"
+    options = RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, [cells], None, None)
+    with pytest.raises(ConfigError, match="crosses itself"):
+        split(options, dry_run=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_second_call_takes_the_cache_and_a_change_makes_it_anew(tmp_path: Path) -> None:

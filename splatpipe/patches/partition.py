@@ -17,7 +17,7 @@ from splatpipe.patches.cells import cut_further, cut_into_cells
 from splatpipe.patches.choosing import Chosen, Ground, choose_for_all
 from splatpipe.patches.drawn import Layout, drawn_rings, grid_layout, straight_cuts
 from splatpipe.patches.frame import Frame, ground_frame
-from splatpipe.patches.outliers import find_outliers
+from splatpipe.patches.outliers import Outliers, find_outliers
 from splatpipe.patches.patch import Patch, point_roles
 from splatpipe.patches.region import Ring
 from splatpipe.patches.remarks import degenerate, few_views, over_limits, remarks
@@ -41,11 +41,21 @@ class Split:
     findings: tuple[Finding, ...]
 
 
-def split(scene: Scene, settings: PatchingSettings) -> Split:
-    """At least one patch; never more than `max_cameras` training cameras in one; the same for the same input.
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What there is to cut, and how somebody wants it cut."""
 
-    Every camera that sees a point and is no hold-out view trains at least one patch, and sees part of its core.
-    Cores tile the ground. A scene below the cap is one patch. Raises `SceneError` if no camera sees a point.
+    ground: Ground
+    frame: Frame
+    outliers: Outliers
+    holdout: NDArray[np.int64]  # scene camera indices
+    layout: Layout | list[Ring] | None
+
+
+def survey(scene: Scene, settings: PatchingSettings) -> Survey:
+    """The first part of `split`, and all of it that can fail, at a fraction of the cost.
+
+    Raises `SceneError` if no camera sees a point, and `ConfigError` for polygons that cannot be used.
     """
     frame = ground_frame(scene, settings.frame)
     positions = frame.apply(scene.points)
@@ -53,22 +63,33 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
     seen = visibility(scene).without(outliers.points)
     holdout = choose_holdout(scene.n_cameras, settings.holdout_every)
     holdout = holdout[~outliers.cameras[holdout]]
-    sees = seen.counts() > 0
-    training = np.setdiff1d(np.flatnonzero(sees & ~outliers.cameras), holdout)
+    training = np.setdiff1d(np.flatnonzero((seen.counts() > 0) & ~outliers.cameras), holdout)
     if not len(training):
         raise SceneError(
             f"none of the {scene.n_cameras - len(holdout)} training cameras of {scene.model_dir} sees any of its "
             f"{scene.n_points:,} points; check that model and points belong together"
         )
-    cut = cut_into_cells(positions, seen, training, settings, _layout(settings, positions))
     ground = Ground(scene, positions, outliers.points, seen, training)
+    return Survey(ground, frame, outliers, holdout, _layout(settings, positions))
+
+
+def split(scene: Scene, settings: PatchingSettings) -> Split:
+    """At least one patch; never more than `max_cameras` training cameras in one; the same for the same input.
+
+    Every camera that sees a point and is no hold-out view trains at least one patch, and sees part of its core.
+    Cores tile the ground. A scene below the cap is one patch. Raises what `survey` raises.
+    """
+    found = survey(scene, settings)
+    ground, frame, outliers, holdout = found.ground, found.frame, found.outliers, found.holdout
+    cut = cut_into_cells(ground.positions, ground.seen, ground.training, settings, found.layout)
     chosen = _chosen(cut.cells, ground, settings)
     patches = _patches(chosen, ground, frame, holdout, settings)
+    sees = ground.seen.counts() > 0
     blind = np.flatnonzero(~sees & ~outliers.cameras)
     unplaced = np.setdiff1d(cut.unplaced, np.concatenate(chosen.cameras))
     findings = [*outliers.findings, *remarks(scene, frame, blind, unplaced, settings)]
     findings += degenerate(patches, cut.joined, settings)
-    findings += over_limits(patches, chosen.cells, positions, settings)
+    findings += over_limits(patches, chosen.cells, ground.positions, settings)
     findings += few_views(patches, chosen.short, settings)
     unused = np.setdiff1d(np.union1d(np.flatnonzero(~sees | outliers.cameras), unplaced), holdout)
     return Split(patches, frame, holdout, unused, tuple(findings))
