@@ -226,7 +226,7 @@ def test_the_floor_is_the_smallest_rung_without_a_blind_camera() -> None:
 
 
 def test_few_points_weak_cameras_and_odd_sizes_are_found() -> None:
-    _, said, _ = judged(line_scene(), relative_size={"gsplat": 20.0}, seen_share=np.full(4, 0.05))
+    _, said, _ = judged(line_scene(), cameras=20, relative_size={"gsplat": 20.0}, seen_share=np.full(4, 0.05))
     assert "4 points are too few to grow from" in said["few_points"]
     assert "1 of 2 cameras see fewer than 50" in said["weak_cameras"]
     assert "20 neighbour distances" in said["relative_size"] and "explode" in said["relative_size"]
