@@ -230,7 +230,7 @@ def test_the_viewer_shows_the_run_and_markers_where_the_frame_says(browser: Any,
         frame, place = read_scenery(layout, 100)[0].frame, viewer.stage.placement
         offsets = {RED: np.array([2.5, 0, 0]), BLUE: np.array([0, 2.5, 0]), GREEN: np.array([-2.5, 0, 1.5])}
         at = {color: place.center + frame.rotation.T @ offset / place.scale for color, offset in offsets.items()}
-        for handle in (*viewer.stage.cores, *viewer.stage.cameras):
+        for handle in (*viewer.stage.cores, *viewer.stage.names, *viewer.stage.cameras):
             handle.visible = False
         viewer.stage.show_splat(_markers(at, 0.25 / place.scale))
         watched = Watched(browser, 1100, 700, f"http://127.0.0.1:{viewer.port}")
@@ -241,7 +241,7 @@ def test_the_viewer_shows_the_run_and_markers_where_the_frame_says(browser: Any,
         }
         _assert_seen_at(watched, expected, "viewer-markers", 320, 440)
         viewer.stage.show_splat(None)
-        for handle in (*viewer.stage.cores, *viewer.stage.cameras):
+        for handle in (*viewer.stage.cores, *viewer.stage.names, *viewer.stage.cameras):
             handle.visible = True
         _click_a_camera(watched, viewer, start)
         viewer.show_camera(*_named(layout, HOSTILE))

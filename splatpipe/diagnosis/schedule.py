@@ -87,6 +87,8 @@ def second_round(
     baseline = results.get(BASELINE)
     if baseline is None or baseline.trained or baseline.failure in ("data_error", "config_error", "environment"):
         return []
+    if any(one.kind == "cure" and one.trained for one in results.values()):
+        return []
     chosen = halves(scene, np.ones(scene.n_points, bool), "")
     if baseline.failure == "mcmc_collapse" or facts.seen_share < SEES_SELDOM:
         question = "Does it train when only what a camera sees is moved?"

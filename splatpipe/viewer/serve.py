@@ -21,6 +21,7 @@ from splatpipe.viewer.views import Views
 
 MOST_POINTS = 200_000
 LOOK_EVERY_S = 5.0  # at the ledger, for patches that have been trained meanwhile
+FEW = 40  # patches
 BACKGROUND = (23, 32, 44)
 NONE, MERGED = "none", "merged"
 
@@ -91,16 +92,19 @@ class Viewer:
         gui, stage = self.server.gui, self.stage
         self._choice: Any = gui.add_dropdown("Splat", (NONE,), initial_value=NONE)
         self._choice.on_update(lambda _: self._show_chosen())
+        few = len(stage.names) < FEW  # of many, names and boxes hide everything else
         for label, handles, initial in (
             ("Points", stage.points, False),
-            ("Cores", stage.cores, True),
+            ("Cores", stage.cores, few),
+            ("Names", stage.names, few),
             ("Buffers", stage.buffers, False),
             ("Cameras", stage.cameras, True),
         ):
             self._add_switch(label, handles, initial)
         self._folder = gui.add_folder("Photograph and render")
         with self._folder:
-            self._caption = gui.add_markdown("Click a camera.")
+            some = f" One of {stage.every} is drawn." if stage.every > 1 else ""
+            self._caption = gui.add_markdown(f"Click a camera.{some}")
             self._pictures: list[Any] = []
         with gui.add_folder("Patches"):
             self._outcomes = gui.add_markdown("")

@@ -19,6 +19,7 @@ AXES = np.eye(3)  # viser's z points up, as the cutting frame's does
 GOLDEN = 0.618034  # turns of hue that keep neighbouring patches apart
 SH_C0 = 0.28209479177387814
 EDGES = [(0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (0, 4), (1, 5), (2, 6), (3, 7)]
+MOST_CAMERAS = 1500  # that a browser moves smoothly
 FRUSTUM = 0.22  # length of a camera, in units of the viewer; the ground is 10 long
 
 Color = tuple[int, int, int]
@@ -30,10 +31,13 @@ class Stage:
     def __init__(self, scene: Any, patches: Sequence[PatchScenery], on_camera: Callable[[Cameras, int], None]) -> None:
         self._scene, self._patches, self._on_camera = scene, patches, on_camera
         self.placement = Placement.of(patches, AXES)
+        self._bounds = bounds(patches)
+        count = sum(len(one.training.names) + len(one.holdout.names) for one in patches)
+        self.every = max(-(-count // MOST_CAMERAS), 1)  # of so many cameras of a patch one is drawn
         self._splat: Any = None
-        self.points, self.cores, self.buffers, self.cameras = (
+        self.points, self.cores, self.names, self.buffers, self.cameras = (
             [handle for one, color in self._colored() for handle in draw(one, color)]
-            for draw in (self._draw_points, self._draw_core, self._draw_buffer, self._draw_cameras)
+            for draw in (self._draw_points, self._draw_core, self._draw_name, self._draw_buffer, self._draw_cameras)
         )
 
     def show_splat(self, splats: Splats | None) -> None:
@@ -63,9 +67,12 @@ class Stage:
         return [self._scene.add_point_cloud(name, positions, one.colors, point_size=0.025, precision="float32")]
 
     def _draw_core(self, one: PatchScenery, color: Color) -> list[Any]:
-        corners = self._corners(one.core)
-        label = self._scene.add_label(f"/cores/{one.id}/name", one.id, position=corners[[1, 3, 5, 7]].mean(axis=0))
-        return [self._scene.add_line_segments(f"/cores/{one.id}", *_lines(corners, color), thickness=0.03), label]
+        lines = _lines(self._corners(one.core), color)
+        return [self._scene.add_line_segments(f"/cores/{one.id}", *lines, thickness=0.03)]
+
+    def _draw_name(self, one: PatchScenery, color: Color) -> list[Any]:
+        above = self._corners(one.core)[[1, 3, 5, 7]].mean(axis=0)
+        return [self._scene.add_label(f"/names/{one.id}", one.id, position=above)]
 
     def _draw_buffer(self, one: PatchScenery, color: Color) -> list[Any]:
         pale = (color[0] // 2 + 120, color[1] // 2 + 120, color[2] // 2 + 120)
@@ -74,7 +81,7 @@ class Stage:
 
     def _corners(self, box: Box) -> NDArray[np.float64]:
         """(8, 3) of a box of the cutting frame, clipped to the scene; odd ones are the upper ones."""
-        low, high = bounds(self._patches)
+        low, high = self._bounds
         sides = np.stack([np.clip(box.lower, low, high), np.clip(box.upper, low, high)])
         corners = np.array([[sides[i, 0], sides[j, 1], sides[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
         return self.placement.apply(corners @ self._patches[0].frame.rotation)
@@ -82,7 +89,7 @@ class Stage:
     def _draw_cameras(self, one: PatchScenery, color: Color) -> list[Any]:
         handles = []
         for kind, cameras, shade in (("training", one.training, color), ("hold-out", one.holdout, (240, 240, 240))):
-            for i in range(len(cameras.names)):
+            for i in range(0, len(cameras.names), self.every):
                 handle = self._frustum(f"/cameras/{one.id}/{kind}/{i}", cameras, i, shade)
                 handle.on_click(lambda _, cameras=cameras, i=i: self._on_camera(cameras, i))
                 handles.append(handle)
