@@ -171,6 +171,8 @@ def run(given: argparse.Namespace, record: dict[str, Any], steps: Sequence[int],
     """Train whatever `record` lacks, and keep it up to date."""
     for planned in plans(given, work / "data"):
         facts = record["patches"][planned.name] = planned.facts()
+        if given.json:
+            write_json(given.json, record)
         for seed in given.seeds:
             rows: dict[float, dict[str, Any]] = {}
             while (value := next_value(facts, rows, given.values, steps[-1])) is not None:
