@@ -215,7 +215,7 @@ def main() -> None:
         work = given.json.with_suffix(".work") if given.json else Path(name)
         run(given, record, sorted({ProbeSettings().steps, *given.steps}), work)
     reached = sorted(given.steps)
-    print(*(value_table(record, step) for step in reached), sep="\n\n", end="\n\n")
+    print(value_table(record, reached), end="\n\n")
     for last in range(len(reached)):
         sofar = reached[: last + 1]
         print(branch_table(record, sofar), policy_table(record, sofar), sep="\n\n", end="\n\n")

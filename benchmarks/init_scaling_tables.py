@@ -83,22 +83,21 @@ def compared(record: Row, step: int) -> Iterator[tuple[Row, dict[float, Row], di
             yield facts, rows, paths
 
 
-def value_table(record: Row, step: int) -> str:
-    """One row a patch and seed: its PSNR after `step` steps by init_scaling, or where it died."""
+def value_table(record: Row, steps: Sequence[int]) -> str:
+    """One row a patch and seed: PSNR after each of `steps` by init_scaling, or where it died."""
     values = sorted({row["init_scaling"] for row in record["cells"]})
-    lines = _head(f"after {step} steps", "extent / median", *(f"{value:g}" for value in values))
+    told = " / ".join(map(str, steps))
+    lines = _head(f"PSNR after {told} steps", "extent / median", *(f"{value:g}" for value in values))
     for (name, seed), rows in groups(record).items():
-        shown = [_shown(rows[value], step) if value in rows else "" for value in values]
-        if any(shown):
-            ratio = f"{record['patches'][name]['extent_ratio']:.2f}"
-            lines.append(_line(f"{name.replace(' x1 ', ' ')}, seed {seed}", ratio, *shown))
+        shown = [_shown(rows[value], steps) if value in rows else "" for value in values]
+        ratio = f"{record['patches'][name]['extent_ratio']:.2f}"
+        lines.append(_line(f"{name.replace(' x1 ', ' ')}, seed {seed}", ratio, *shown))
     return "\n".join(lines)
 
 
-def _shown(row: Row, step: int) -> str:
-    if str(step) in row["psnr"]:
-        return f"{row['psnr'][str(step)]:.2f}"
-    return f"{row['failure']} at {row['died_at']}" if row["failure"] else ""
+def _shown(row: Row, steps: Sequence[int]) -> str:
+    told = [f"{row['psnr'][str(step)]:.2f}" for step in steps if str(step) in row["psnr"]]
+    return " / ".join([*told, *([f"{row['failure']} at {row['died_at']}"] if row["failure"] else [])])
 
 
 def policy_table(record: Row, steps: Sequence[int]) -> str:

@@ -35,6 +35,8 @@ def test_a_rung_that_dies_is_an_attempt_wasted_unless_a_probe_finds_it(tables: A
         ["1 x 0.1", "1", "2", "20.00 |"],  # fixed 0.1
         ["1 x 0.2", "1", "1", "20.00 |"],  # probe: too short to see that 0.2 dies as well
     ]
+    shown = tables.value_table(record, [300, 2000]).splitlines()[-1]
+    assert shown.endswith("| mcmc_collapse at 20 | 12.00 / mcmc_collapse at 900 | 13.00 / 20.00 | 14.00 / 21.00 |")
     assert "coverage at 2000" in (table := tables.branch_table(record, [2000]))
     assert "| below 1.25 | 0.1 | 1 | +0.00 | +1.00 |" in table
 
