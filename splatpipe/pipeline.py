@@ -425,6 +425,8 @@ def _merge(
     if not fresh and before["path"] and Path(before["path"]).is_file():
         _say(f"nothing to train; merged splat: {before['path']}")
         return
+    if options.config.merge.finish and len(plan.patches) > 1:
+        _say("merging, then training what lies at borders together (merge.finish)")
     merged = join(plan, options.layout, ledger, options.config, device, should_stop)
     _report(merged)
 

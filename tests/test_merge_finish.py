@@ -75,6 +75,7 @@ def test_views_that_took_no_part_come_closer_and_only_borders_change(tmp_path: P
     np.testing.assert_array_equal(new[~free], old[~free])
     assert (new[free] != old[free]).any(axis=1).mean() > 0.9
     assert read_header(path).comments[:2] == ("made by a test", antialiased_comment(0.3))
+    assert sum(not comment.strip("-") for comment in read_header(path).comments) == 1, "the header is padded once"
 
 
 def test_what_training_cannot_better_stays_as_it_was(tmp_path: Path, views: Views) -> None:

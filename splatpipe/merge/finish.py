@@ -84,28 +84,19 @@ def finish(
         return Finish(False, "borders are not trained together: no Gaussian lies at one")
     if threads and device == "cpu":
         raster.set_threads(threads)
-    similarity = normalising(rows[:, :3])
-    views = replace(views, viewmats=similarity.apply_viewmats(views.viewmats))
-    params = _params(rows, similarity, device)
-    black = np.zeros((len(points), 3), np.uint8)
-    data = TrainingData(views, similarity.apply(points), black, trained=params, free=torch.from_numpy(free).to(device))
     steps, begin = visits * len(views), time.monotonic()
-    before = _closeness(params, views, header.sh_degree, header.antialiased)
+    job = _last_rates(settings, steps, header.sh_degree, header.antialiased)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = _last_rates(settings, steps, header.sh_degree, header.antialiased)
-            job = TrainingJob(settings, 0.1, device, Path(folder), CACHE_BYTES)
-            Training(data, job, lambda event, **values: None).run(should_stop)
-    except (TrainingFailure, torch.OutOfMemoryError) as failure:
+        trained, before, after = _train(rows, free, views, points, job, device, should_stop)
+    except (TrainingFailure, torch.cuda.OutOfMemoryError) as failure:
         return Finish(False, f"borders are not trained together: {failure}", steps, len(views), int(free.sum()))
-    after = _closeness(params, views, header.sh_degree, header.antialiased)
     facts = steps, len(views), int(free.sum()), round(time.monotonic() - begin, 1), round(before, 3), round(after, 3)
     said = f"borders trained together: {steps} steps over {len(views)} views, {free.sum()} of {len(free)} Gaussians"
     if not after > before:
         return Finish(False, f"{said}; not kept, because training views did not get better", *facts)
-    trained = to_rows(transform(to_splats(params), similarity))
-    rows[free] = trained[free]
-    with splat_writer(splat, header.sh_degree, header.comments) as writer:
+    rows[free] = trained
+    comments = [comment for comment in header.comments if comment.strip("-")]  # but the one that pads the header
+    with splat_writer(splat, header.sh_degree, comments) as writer:
         for start in range(0, len(rows), CHUNK):
             writer.append(rows[start : start + CHUNK])
     return Finish(True, f"{said}, training views {before:.2f} to {after:.2f} dB", *facts)
@@ -149,6 +140,30 @@ def _last_rates(settings: TrainSettings, steps: int, sh_degree: int, blur: float
         depth_weight=0.0,
         random_background=False,
     )
+
+
+def _train(
+    rows: Rows,
+    free: NDArray[np.bool_],
+    views: Views,
+    points: NDArray[np.float64],
+    settings: TrainSettings,
+    device: str,
+    should_stop: Callable[[], bool],
+) -> tuple[Rows, float, float]:
+    """The rows that are `free`, trained, and how close training views are to the photographs before and after."""
+    similarity = normalising(rows[:, :3])
+    views = replace(views, viewmats=similarity.apply_viewmats(views.viewmats))
+    params, blur = _params(rows, similarity, device), raster.BLUR if settings.antialiased else None
+    black, mask = np.zeros((len(points), 3), np.uint8), torch.from_numpy(free).to(device)
+    data = TrainingData(views, similarity.apply(points), black, trained=params, free=mask)
+    before = _closeness(params, views, settings.sh_degree, blur)
+    with tempfile.TemporaryDirectory() as folder:
+        job = TrainingJob(settings, 0.1, device, Path(folder), CACHE_BYTES)
+        Training(data, job, lambda event, **values: None).run(should_stop)
+    after = _closeness(params, views, settings.sh_degree, blur)
+    changed = {name: value[mask] for name, value in params.items()}
+    return to_rows(transform(to_splats(changed), similarity)), before, after
 
 
 def _params(rows: Rows, similarity: Similarity, device: str) -> Params:
