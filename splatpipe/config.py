@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
 from splatpipe.executors.settings import ExecutorSettings
@@ -55,7 +55,7 @@ class TrainingSection(TrainSettings):
     __pydantic_config__ = STRICT
 
     trainer: Literal["auto", "gsplat", "lichtfeld"] = "auto"
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"  # auto, cpu, cuda, cuda:1
     threads: Annotated[int, Ge(0)] = 0  # CPU threads of one training; 0: all there are
     share_cap: bool = True  # give each patch the part of max_cap that its area and points deserve
     lfs_config: str | None = None  # a profile under lfs_configs/
@@ -144,9 +144,10 @@ def config_from_dict(data: dict[Any, Any], origin: str) -> Config:
 
 
 def _validated(data: dict[str, Any], sources: Mapping[tuple[str, ...], _Source], problems: list[str]) -> Config:
-    problems = [*problems, *_unknown_keys(data, sources), *_absurd_numbers(data, sources)]
+    problems = [*problems, *_unknown_keys(data, sources)]
     try:
         config = TypeAdapter(Config).validate_python(data)
+        problems += _absurd_numbers(dataclasses.asdict(config), sources)
     except ValidationError as error:
         problems += [_explain(e, sources) for e in error.errors() if e["type"] not in _UNKNOWN_KEY]
     if problems:
@@ -261,7 +262,7 @@ def _absurd_numbers(value: Any, sources: Mapping[tuple[str, ...], _Source], keys
     """Numbers that pass every bound of a single setting, and that nothing can reckon with."""
     if isinstance(value, Mapping):
         return [line for key, inner in value.items() for line in _absurd_numbers(inner, sources, (*keys, str(key)))]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [line for inner in value for line in _absurd_numbers(inner, sources, keys)]
     if not isinstance(value, int | float) or abs(value) < LARGEST:
         return []

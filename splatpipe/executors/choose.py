@@ -34,7 +34,7 @@ def local_slots(settings: ExecutorSettings, demand: Demand, info: TrainerInfo) -
     if wanted == "cpu" or (wanted == "auto" and not cuda):
         return cpu_slots(settings.jobs, demand.threads, usable_cores(), memory_limit(), demand.memory)
     if not cuda:
-        raise EnvironmentProblem(f"training.device is {wanted}, but there is {info.detail}")
+        raise EnvironmentProblem(f"training.device is {wanted}, which is not here ({info.detail}); make it auto or cpu")
     import torch
 
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if wanted in ("auto", "cuda") else [wanted]
