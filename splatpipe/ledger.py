@@ -247,6 +247,12 @@ class Ledger:
         with self._db.decoding():
             return int(self._db.read(sql, patch_id)[0]["n"])
 
+    def home(self) -> Path | None:
+        """The run folder that its attempts are in; None before the first."""
+        with self._db.decoding():
+            rows = self._db.read("SELECT request FROM attempts LIMIT 1")
+            return TrainRequest.from_json(json.loads(rows[0]["request"])).out.parents[2] if rows else None
+
     def unfinished(self) -> list[TrainRequest]:
         """Attempts that were running when splatpipe was killed, or that are running now."""
         with self._db.decoding():

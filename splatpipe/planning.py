@@ -16,7 +16,7 @@ from splatpipe.errors import ConfigError
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
 from splatpipe.machine import usable_cores
-from splatpipe.patches.dataset import masked_images, normalising_similarity, write_dataset
+from splatpipe.patches.dataset import leads_to, masked_images, normalising_similarity, write_dataset
 from splatpipe.patches.partition import Split, split, survey
 from splatpipe.patches.patch import Patch, Role
 from splatpipe.patches.preflight import Preflight, preflight
@@ -248,6 +248,8 @@ def _on_disk(planned: PlannedPatch, scene: Scene, layout: RunLayout) -> bool:
         return False
     wanted = planned.patch.to_json(scene)
     if record.get("masks", []) != masked_images(scene, planned.patch):
+        return False
+    if not leads_to(scene, planned.patch, layout.patch(planned.id)):
         return False
     similarity = {"scale": planned.similarity.scale, "translation": list(planned.similarity.translation)}
     return {key: record.get(key) for key in wanted} == wanted and record.get("similarity") == similarity

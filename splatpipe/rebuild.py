@@ -21,6 +21,8 @@ CUT_OFF = "the ledger was lost while it ran"
 def open_ledger(layout: RunLayout, trainer: Trainer | None, say: Callable[[str], None]) -> Ledger:
     """The run's ledger, checked whole; one that is damaged is set aside, and what the attempts' folders hold restored.
 
+    So is one that leads to another folder, whose attempts would be read, and gone on with, instead of this one's.
+
     `trainer` reads the events of attempts that left no record. Needs the run's lock.
     """
     try:
@@ -30,6 +32,9 @@ def open_ledger(layout: RunLayout, trainer: Trainer | None, say: Callable[[str],
         ledger = Ledger(layout.ledger)
         try:
             ledger.check()
+            home = ledger.home()
+            if home is not None and home.resolve() != layout.root.resolve():
+                raise LedgerDamaged(f"{layout.ledger} tells of {home}: the folder was moved or copied.")
         except BaseException:
             ledger.close()
             raise
@@ -44,7 +49,7 @@ def open_ledger(layout: RunLayout, trainer: Trainer | None, say: Callable[[str],
         ledger.close()
         raise
     trained = sum(record.outcome.trained for record in ledger.patches())
-    old = f"; the damaged one is {kept}" if kept else ""
+    old = f"; the one before is {kept}" if kept else ""
     say(f"the ledger was made anew from {restored} attempts, {trained} of its patches are trained{old}")
     return ledger
 

@@ -96,7 +96,7 @@ def fingerprint(scene: Scene) -> str:
 def _check_same(
     layout: RunLayout, before: dict[str, Any], path: Path, model: str, config: Config, retrain: bool
 ) -> None:
-    if before["scene"] != path:
+    if before["scene"] != path and before["scene"].exists():
         raise RunFolderError(f"{layout.root} belongs to the scene {before['scene']}; choose another folder with --out")
     if before.get("model") != model:
         raise RunFolderError(

@@ -113,6 +113,26 @@ def test_a_damaged_ledger_is_a_sentence_to_whoever_only_reads(folder: Path) -> N
         pipeline.status(layout(folder).root)
 
 
+def test_a_scene_that_was_moved_with_its_run_goes_on_where_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, moved = facts(folder), folder.with_name("moved")
+    folder.rename(moved)
+    try:
+        assert run(moved, Untouchable(), merge=True) == 0
+        assert "the folder was moved or copied" in capsys.readouterr().err
+        assert facts(moved) == before
+        assert pipeline.status(moved / "run")["merged"]["path"] == str(layout(moved).merged_splat)
+        assert str(folder) not in layout(moved).run_yml.read_text()
+        (moved / "scene").rename(moved / "scene2")
+        options = pipeline.RunOptions.resolve(moved / "scene2", moved / "run", None, SETTINGS, None, None)
+        assert pipeline.run(options, stop=threading.Event(), trainer=Untouchable(), merge=False) == 0
+        links = list(layout(moved).patches.glob("*/images/*"))
+        assert links and all(link.exists() for link in links)
+    finally:
+        moved.rename(folder)
+
+
 def test_a_ledger_is_made_anew_even_where_attempts_have_left_no_record(folder: Path) -> None:
     for record in layout(folder).attempts.glob("*/*/attempt.json"):
         record.unlink()

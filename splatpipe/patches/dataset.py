@@ -109,6 +109,15 @@ def masked_images(scene: Scene, patch: Patch) -> list[str]:
     return [name for name, path in zip(names, mask_paths(scene.mask_dir, names), strict=True) if path]
 
 
+def leads_to(scene: Scene, patch: Patch, layout: PatchLayout) -> bool:
+    """Whether the patch's images are still those of the scene; its first link tells. The scene may have been moved."""
+    if not len(patch.camera_index):
+        return True
+    name = scene.names[int(patch.camera_index[0])]
+    link = layout.images / name
+    return link.exists() and (not link.is_symlink() or link.resolve() == (scene.image_dir / name).resolve())
+
+
 def _link_images(scene: Scene, cameras: NDArray[np.int64], folder: Path, layout: PatchLayout) -> None:
     _link_files(scene.image_dir, [scene.names[i] for i in cameras], folder, layout)
 
