@@ -1,4 +1,4 @@
-"""Runs through a real Slurm, where there is one; and the batch script, which needs none."""
+"""Runs through a real Slurm where there is one, and through a double of it; the batch script needs neither."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doubles import slurm_double
 from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 from typer.testing import CliRunner
@@ -60,6 +61,16 @@ def workers_find_the_double(repository: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (repository, repository / "tests"))))
 
 
+@pytest.fixture
+def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The queue of a double of Slurm, whose commands come first on PATH."""
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    monkeypatch.setenv("PATH", f"{slurm_double.install(tmp_path / 'slurm')}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_DOUBLE", str(queue))
+    return queue
+
+
 def run(scene: Path, out: Path, behaviours: dict[str, Any], stop: threading.Event | None = None) -> int:
     options = pipeline.RunOptions.resolve(scene, out, None, SETTINGS, None, None)
     trainer = TrainerDouble(behaviours)
@@ -76,6 +87,45 @@ def job_in_training(out: Path) -> str:
     while not (events.exists() and '"step"' in events.read_text()):
         time.sleep(0.1)
     return str(read_json(events.parent / "job.json")["slurm"])
+
+
+def test_on_a_double_of_slurm_attempts_are_jobs_and_a_failure_is_tried_again(
+    scene: Path, tmp_path: Path, double: Path
+) -> None:
+    pytest.importorskip("submitit")
+    assert run(scene, tmp_path / "run", {"p001": {"fails": "lfs_adam", "below": 0.2}}) == 0
+    stories = {name: [a["class"] for a in patch["attempts"]] for name, patch in patches(tmp_path / "run").items()}
+    assert stories == {"p000": [None], "p001": ["launch_config", None]}
+    assert not list((tmp_path / "run").glob("attempts/*/*/job.json"))
+
+
+def test_on_a_double_of_slurm_a_preempted_job_goes_on_under_its_number(
+    scene: Path, tmp_path: Path, double: Path
+) -> None:
+    pytest.importorskip("submitit")
+    out, jobs = tmp_path / "run", []
+
+    def preempt() -> None:
+        jobs.append(job_in_training(out))
+        subprocess.run(["scancel", "--signal=USR2", jobs[0]], check=True)
+
+    thread = threading.Thread(target=preempt, daemon=True)
+    thread.start()
+    assert run(scene, out, {"default": {"step_s": 0.5}}) == 0
+    thread.join()
+    (attempt,) = patches(out)["p000"]["attempts"]
+    assert (attempt["n"], attempt["class"]) == (1, None)
+    events = (out / "attempts" / "p000" / "01" / "events.jsonl").read_text()
+    assert events.count('"event": "start"') == 2 and '"resumed_from"' in events
+
+
+def test_the_double_of_slurm_refuses_what_sbatch_would(tmp_path: Path, double: Path) -> None:
+    script = tmp_path / "job.sh"
+    wrong = {"--gpu=1": "unrecognized option", "--time=0": "invalid value", "--requeue": "is missing"}
+    for line, complaint in wrong.items():
+        script.write_text(f"#!/bin/bash\n#SBATCH {line}\ntrue\n")
+        done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and complaint in done.stderr
 
 
 @needs_slurm
