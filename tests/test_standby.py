@@ -329,9 +329,12 @@ def test_photographs_are_decoded_ahead_as_training_would_and_no_more_than_fit(tm
     views = load_views(request)
     sizes = [views.decode(index).nbytes for index in range(len(views))]
     everything, few = Photographs(request, 1 << 30), Photographs(request, 3 * max(sizes))
+    small_cache = replace(request, settings=replace(request.settings, image_cache_gb=2 * max(sizes) / (1 << 30)))
+    fewer = Photographs(small_cache, 1 << 30)
     assert wait_for(lambda: not any(thread.name == "standby" for thread in threading.enumerate()), 120.0)
     order = camera_order(request.settings.seed, 0, len(views))
     assert list(few.take()) == [views.key(int(index)) for index in order[:3]]
+    assert len(fewer.take()) == 2
     decoded = everything.take()
     assert len(decoded) == len(views) and not everything.take()
 

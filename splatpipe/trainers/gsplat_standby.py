@@ -33,7 +33,12 @@ class Photographs:
     """Decodes a patch's photographs in the order of their use, in a thread of the lowest priority."""
 
     def __init__(self, request: TrainRequest, room: int) -> None:
-        """`room`: most bytes to decode. Reads the patch in the caller's thread, with what has to be loaded for that."""
+        """`room`: most bytes to decode, beside `training.image_cache_gb`.
+
+        Reads the patch in the caller's thread, with what has to be loaded for that.
+        """
+        if request.settings.image_cache_gb:
+            room = min(room, int(request.settings.image_cache_gb * (1 << 30)))
         self._decoded: DecodedViews = {}
         self._enough = threading.Event()
         with contextlib.suppress(SplatpipeError, OSError, ValueError):  # told again by the training itself
