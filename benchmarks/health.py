@@ -109,7 +109,7 @@ FAULTS = (
     Fault("scene x1000, not normalised", "explosion", in_other_units, "normalise (always part of a run)"),
     Fault("opacity learning rate x10", "death_spiral", with_opacity_rate),
     Fault("one blind camera", "blind_camera", with_blind_camera),
-    Fault("init_scaling 2.0", "-", lambda request: with_init(request, 2.0)),
+    Fault("init_scaling 2.0", "early_death", lambda request: with_init(request, 2.0)),
     Fault("init_scaling 2.0 in LichtFeld's meaning", "explosion", lambda request: with_lichtfeld_init(request, 2.0)),
 )
 

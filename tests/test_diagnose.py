@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,6 +148,9 @@ def test_lichtfeld_is_diagnosed_with_lichtfeld_which_takes_the_swapped_data_sets
     assert outcomes["swap"] == outcomes["half"] == outcomes["baseline"] == "launch_config"
     assert first(report)[0] == "init_scaling"
     assert report["profile"]["changes"] == {"init_scaling": 0.3}
+    page = Path(report["page"])
+    logs = re.findall(r'<a href="(experiments/[^"]+)">log</a>', page.read_text())
+    assert len(logs) == len(report["experiments"]) and all((page.parent / log).is_file() for log in logs)
 
 
 def test_a_diagnosis_goes_on_where_it_was_cut_off(original: Path, tmp_path: Path) -> None:
