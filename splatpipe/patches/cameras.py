@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.compiled import compiled
+from splatpipe.compiled import fast
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.sights import Sights
 from splatpipe.patches.visibility import Visibility
@@ -84,7 +84,7 @@ class _Views:
         """`counts` (C,) are the core points that each camera of the scene sees."""
         offsets = np.concatenate([[0], np.cumsum(counts[candidates])])
         points = np.empty(offsets[-1], np.int32)
-        compiled(_inside)(seen.offsets, seen.points, candidates, owner, cell, points)
+        fast(_inside, int(seen.counts()[candidates].sum()))(seen.offsets, seen.points, candidates, owner, cell, points)
         return cls(candidates, offsets, points, seen.views(home, len(owner)), np.ones(len(candidates), bool))
 
     def rescue(self, room: int, wanted: NDArray[np.int32]) -> list[tuple[int, int]]:
@@ -102,7 +102,7 @@ class _Views:
     def _greedy(self, room: int, wanted: NDArray[np.int32]) -> list[tuple[int, float]]:
         room = min(max(room, 0), len(self.candidates))
         rows, gains = np.empty(room, np.int64), np.empty(room)
-        n = compiled(_choose)(self.offsets, self.points, self.views, self.free, wanted, rows, gains)
+        n = fast(_choose, len(self.points))(self.offsets, self.points, self.views, self.free, wanted, rows, gains)
         return [(int(self.candidates[row]), float(gain)) for row, gain in zip(rows[:n], gains[:n], strict=True)]
 
 

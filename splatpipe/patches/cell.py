@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.compiled import compiled, in_parts
+from splatpipe.compiled import fast, in_parts
 from splatpipe.patches.box import Box
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.patches.union import parts_of
@@ -52,7 +52,8 @@ def owners(cells: list[Cell] | tuple[Cell, ...], positions: NDArray[np.float64])
     lower, upper = (np.stack([getattr(part, side) for part, _ in parts]) for side in ("lower", "upper"))
     of = np.array([i for _, i in parts], np.int32)
     x, y, z = (np.ascontiguousarray(axis) for axis in positions.T)
-    in_parts(lambda i, j: compiled(_own)(lower, upper, of, x[i:j], y[i:j], z[i:j], owner[i:j]), len(positions))
+    own = fast(_own, len(positions) * len(parts))
+    in_parts(lambda i, j: own(lower, upper, of, x[i:j], y[i:j], z[i:j], owner[i:j]), len(positions))
     return owner
 
 
@@ -72,12 +73,9 @@ def view_counts(
     owner: NDArray[np.int32], n_cells: int, seen: Visibility, cameras: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """(len(cameras), n_cells) how many points of each core each camera sees: the table that all choices use."""
-    table = np.zeros((len(cameras), n_cells), np.int64)
-
-    def count(first: int, last: int) -> None:
-        compiled(_count)(seen.offsets, seen.points, cameras[first:last], owner, table[first:last])
-
-    in_parts(count, seen.counts()[cameras])
+    table, lengths = np.zeros((len(cameras), n_cells), np.int64), seen.counts()[cameras]
+    count = fast(_count, int(lengths.sum()))
+    in_parts(lambda i, j: count(seen.offsets, seen.points, cameras[i:j], owner, table[i:j]), lengths)
     return table
 
 

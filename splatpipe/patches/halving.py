@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.compiled import compiled, in_parts
+from splatpipe.compiled import fast, in_parts
 from splatpipe.patches.box import Box
 from splatpipe.patches.cell import Cell
 from splatpipe.patches.settings import PatchingSettings
@@ -100,11 +100,8 @@ def cut_at(
     """
     offsets, points, seen = cell.seen.offsets, cell.seen.points, cell.seen.counts()
     is_below, below = np.empty(len(points), np.bool_), np.empty(len(seen), np.int64)
-
-    def count(first: int, last: int) -> None:
-        compiled(_count_below)(offsets, points, ground[axis], at, first, last, is_below, below)
-
-    in_parts(count, seen)
+    count, keep = fast(_count_below, len(points)), fast(_keep, len(points))
+    in_parts(lambda i, j: count(offsets, points, ground[axis], at, i, j, is_below, below), seen)
     goes_below = _homes(below / seen, fewest, len(seen) if most is None else most)
     if goes_below is None:
         return None
@@ -114,11 +111,7 @@ def cut_at(
         rows = np.flatnonzero(mine)
         starts = np.concatenate([[0], np.cumsum(below[rows] if side else seen[rows] - below[rows])])
         kept = np.empty(starts[-1], np.int32)
-
-        def keep(first: int, last: int) -> None:
-            compiled(_keep)(offsets, points, is_below, side, rows, starts, first, last, kept)
-
-        in_parts(keep, seen[rows])
+        in_parts(lambda i, j: keep(offsets, points, is_below, side, rows, starts, i, j, kept), seen[rows])
         return Cell(core, cell.cameras[rows], Visibility(starts, kept))
 
     lower, upper = cell.core.cut(axis, at)

@@ -46,6 +46,8 @@ class Sights:
         scene, found = self.scene, np.zeros(len(matched), np.int32)
         short = points[matched[points] < wanted[points]]
         able = cameras[~self.is_poor[cameras]]
+        if not len(short) or not len(able):
+            return found
         compiled(_look)(
             short,
             (wanted - matched)[short],

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from splatpipe.compiled import FEW
 from splatpipe.patches.footprints import footprints
 from splatpipe.patches.neighbours import nearest_distances, spatial_order
 from splatpipe.patches.patch import Patch, Role, observed_distances
 from splatpipe.scene.arrays import Scene, Similarity
-from splatpipe.splatting.spacing import gsplat_sizes, lichtfeld_sizes
+from splatpipe.splatting.spacing import gsplat_sizes, lichtfeld_sizes, neighbour_distances
 
 RUNGS = (0.1, 0.2, 0.3, 0.4)
 ROBUST = (0.01, 0.99)  # quantiles of the robust extent
@@ -106,7 +107,7 @@ def patch_stats(
     extent, full = _extents(scene, patch)
     means = similarity.apply(scene.points[patch.point_index])
     order = spatial_order(means)
-    neighbours = nearest_distances(means, order)
+    neighbours = nearest_distances(means, order) if len(means) > FEW else neighbour_distances(means)
     distance = (neighbours[:, 0] + neighbours[:, 1] + neighbours[:, 2]) / 3
     unit_scales = {"gsplat": gsplat_sizes(neighbours), "lichtfeld": lichtfeld_sizes(neighbours)}
     cameras = patch.camera_index

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.compiled import compiled, in_parts
+from splatpipe.compiled import fast, in_parts
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.tracks import by_camera
 
@@ -31,13 +31,13 @@ class Visibility:
         """What some cameras see, numbered anew in the order given."""
         offsets = np.concatenate([[0], np.cumsum(self.counts()[cameras])])
         points = np.empty(offsets[-1], np.int32)
-        compiled(_gather)(self.offsets, self.points, cameras, points)
+        fast(_gather, len(points))(self.offsets, self.points, cameras, points)
         return Visibility(offsets, points)
 
     def views(self, cameras: NDArray[np.int64], n_points: int) -> NDArray[np.int32]:
         """(n_points,) how many of the cameras see each point."""
         views = np.zeros(n_points, np.int32)
-        compiled(_count)(self.offsets, self.points, cameras, views)
+        fast(_count, int(self.counts()[cameras].sum()))(self.offsets, self.points, cameras, views)
         return views
 
     def without(self, points: NDArray[np.bool_]) -> Visibility:
@@ -85,10 +85,8 @@ def _in_front(
     is_before = np.empty(len(points), np.bool_)
     axes = np.ascontiguousarray(scene.viewmats[:, 2])
 
-    def look(first: int, last: int) -> None:
-        compiled(_look)(axes, scene.points, offsets, points, first, last, is_before)
-
-    in_parts(look, np.diff(offsets))
+    look = fast(_look, len(points))
+    in_parts(lambda i, j: look(axes, scene.points, offsets, points, i, j, is_before), np.diff(offsets))
     if is_before.all():
         return offsets, points
     return np.concatenate([[0], np.cumsum(is_before)])[offsets], points[is_before]
