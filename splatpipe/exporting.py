@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from splatpipe.config import Config, config_from_dict
 from splatpipe.errors import ConfigError, RunFolderError, SceneError
 from splatpipe.export.formats import FORMATS, parse_formats
 from splatpipe.export.georeference import Georeference, find_georeference, write_georeferenced
-from splatpipe.export.gps import fit_gps
+from splatpipe.export.gps import fit_gps, read_gps
 from splatpipe.export.transform import find_transform
 from splatpipe.export.write import Exported, export_splat
 from splatpipe.files import write_json
@@ -24,6 +25,7 @@ from splatpipe.scene.colmap import read_scene
 from splatpipe.splatting.ply import read_header, sample_rows
 
 PLY = FORMATS["ply"]
+GLANCE = 10  # files in the image folder that say whether photographs have GPS at all
 SAMPLE = 1 << 16  # Gaussians that say where the scene's middle is
 
 
@@ -65,6 +67,10 @@ def export_run(
 def _by_gps(scene: Path, config: Config, say: Callable[[str], None]) -> Georeference | None:
     """What the photographs of a scene say, if it is still there; how well it fits goes to `say`."""
     given = config.scene
+    usual = scene / (given.images or "images")
+    some = [path for path in itertools.islice(usual.rglob("*"), GLANCE) if path.is_file()]
+    if some and not any(read_gps(path) for path in some):
+        return None  # and a large model need not be read
     try:
         found = read_scene(scene, given.images, given.missing_images, outside_links=given.outside_links).scene
     except SceneError:
