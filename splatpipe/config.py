@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
@@ -56,7 +56,7 @@ class TrainingSection(TrainSettings):
 
     trainer: Literal["auto", "gsplat", "lichtfeld"] = "auto"
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"  # auto, cpu, cuda, cuda:1
-    threads: Annotated[int, Ge(0)] = 0  # CPU threads of one training; 0: all there are
+    threads: Annotated[int, Ge(0), Le(1024)] = 0  # CPU threads of one training; 0: all there are
     share_cap: bool = True  # give each patch the part of max_cap that its area and points deserve
     lfs_config: str | None = None  # a profile under lfs_configs/
     lfs_binary: str | None = None  # LichtFeld Studio, or its folder; None: $LICHTFELD_BIN, else PATH

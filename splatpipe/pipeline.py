@@ -250,7 +250,7 @@ def add_splat_page(layout: RunLayout) -> None:
     try:
         print(f"merged splat in 3D: {write_splat_page(layout, _say)}", flush=True)
         RunReport(layout, Config().to_dict()).write(in_use(layout))  # with a link to it
-    except SplatpipeError as problem:
+    except (SplatpipeError, OSError) as problem:  # a disk that is full must not make a finished run a failed one
         _say(f"warning: no page of the merged splat: {problem}")
 
 
@@ -452,7 +452,7 @@ def _report(merged: Merged) -> None:
 
 def _check(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
-        raise Interrupted("stopped before anything was trained; run again to continue")
+        raise Interrupted("stopped while patches were planned; run again to continue")
 
 
 def _outcome(ledger: Ledger, patch_id: str) -> Outcome:

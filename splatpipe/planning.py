@@ -27,6 +27,7 @@ from splatpipe.policy.init_scaling import FirstRung, first_rung, rung_for
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.findings import Finding
 from splatpipe.scene.undistort import needs_undistortion
+from splatpipe.splatting.images import SSIM_WINDOW, training_size
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import TrainRequest
 from splatpipe.trainers.lichtfeld_config import read_profile, settings_of
@@ -207,11 +208,24 @@ def check_plan(scene: Scene, config: Config, profile_folders: tuple[Path, ...] =
     """
     profile = _profile(config, profile_folders)
     _fixed_rung(config, profile)
-    patching, _, _ = within_budget(scene, config.patching, _hyper_parameters(config, profile))
+    hyper = _hyper_parameters(config, profile)
+    _large_enough(scene, hyper)
+    patching, _, _ = within_budget(scene, config.patching, hyper)
     if needs_undistortion(scene):
         survey(scene, patching)
         return None
     return split(scene, patching)
+
+
+def _large_enough(scene: Scene, hyper: TrainSettings) -> None:
+    """Raise ConfigError where a photograph would become smaller than the window of SSIM, which needs 11 pixels."""
+    sizes = [training_size(int(w), int(h), hyper.downscale, hyper.max_width) for w, h in scene.sizes]
+    i = min(range(len(sizes)), key=lambda i: min(sizes[i]), default=None)
+    if i is not None and min(sizes[i]) < SSIM_WINDOW:
+        raise ConfigError(
+            f"training.max_width, training.downscale: {scene.names[i]} ({scene.sizes[i][0]}x{scene.sizes[i][1]}) would "
+            f"be trained at {sizes[i][0]}x{sizes[i][1]} pixels; {SSIM_WINDOW} each way are the least"
+        )
 
 
 def write_datasets(plan: Plan, layout: RunLayout, check: Callable[[], None] = lambda: None) -> None:

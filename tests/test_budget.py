@@ -18,7 +18,7 @@ from splatpipe.layout import RunLayout
 from splatpipe.patches.map import draw_map
 from splatpipe.patches.partition import split
 from splatpipe.patches.settings import PatchingSettings
-from splatpipe.planning import make_plan, write_datasets
+from splatpipe.planning import check_plan, make_plan, write_datasets
 from splatpipe.policy.init_scaling import InitScalingSettings, RungChoice, rung_for
 from splatpipe.policy.vram import MARGIN, gaussians_within, predict
 from splatpipe.splatting.settings import TrainSettings
@@ -91,3 +91,9 @@ def test_the_map_shows_a_colour_for_every_patch_and_a_cross_for_every_lost_camer
         return int((np.abs(image - (205, 20, 30)).sum(axis=-1) < 10).sum())
 
     assert red(plain) == 0 < red(crossed)
+
+
+def test_photographs_that_would_become_too_small_to_compare_are_a_sentence() -> None:
+    config = config_from_dict({"training": {"max_width": 1}}, "test")
+    with pytest.raises(ConfigError, match=r"training.max_width.*would be trained at 1x1 pixels; 11 each way"):
+        check_plan(synthetic_scene(), config)

@@ -74,6 +74,7 @@ def test_a_key_set_twice_is_refused(tmp_path: Path) -> None:
         ("training: 5\n", "training"),
         ("training:\n  device: {a: 1}\n", "training.device"),
         ("training:\n  device: tpu\n", "training.device"),
+        ("training:\n  threads: 100000\n", "training.threads"),
         ("training:\n  means_lr: .inf\n", "training.means_lr: must be a number below"),
         ("patching:\n  grid: [3, 99999999999999999999]\n", "patching.grid: must be a number below"),
         ("7:\n  seed: 1\n", "7: unknown key"),

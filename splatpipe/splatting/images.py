@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from splatpipe.errors import SceneError
 
+SSIM_WINDOW = 11  # pixels; smaller images have no SSIM
 WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})  # grey with 16 bits, as PIL names them
 
 

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from splatpipe.splatting.images import SSIM_WINDOW
 from splatpipe.splatting.raster import pool
 from splatpipe.splatting.raster.compile import kernel
 from splatpipe.splatting.raster.lanes import larger, load, peek, poke, ramp, select, splat, store, total
 from splatpipe.splatting.raster.workspace import GradientBuffers
 
-WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = np.float32(0.01**2), np.float32(0.03**2)
 _STRIP = 256  # pixels across; the rings of wider strips would leave the cache
 
-_weights = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / _SIGMA) ** 2)
+_weights = np.exp(-0.5 * ((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) / _SIGMA) ** 2)
 _weights /= _weights.sum()
-_G0, _G1, _G2, _G3, _G4, _G5 = (np.float32(w) for w in _weights[: WINDOW // 2 + 1])
+_G0, _G1, _G2, _G3, _G4, _G5 = (np.float32(w) for w in _weights[: SSIM_WINDOW // 2 + 1])
 
 
 @kernel
@@ -196,7 +196,7 @@ def _value_and_gradient(x: torch.Tensor, y: torch.Tensor, ssim_lambda: float) ->
     """L1, SSIM and the gradient of the loss with respect to x, for CPU images of at least 11 by 11 pixels."""
     height, width = x.shape[:2]
     gradient, flat = _gradients.take((height, width, 3), 3 * width)
-    windows = (height - WINDOW + 1) * (width - WINDOW + 1)
+    windows = (height - SSIM_WINDOW + 1) * (width - SSIM_WINDOW + 1)
     l1_scale, ssim_scale = (1 - ssim_lambda) / x.numel(), -ssim_lambda / (3 * windows)
     flat_x, flat_y = x.detach().numpy().reshape(-1), y.numpy().reshape(-1)
     parts = _parts(width, height)
@@ -254,7 +254,7 @@ def photometric_loss(
     _check(render, target)
     if mask is not None:
         render, target = render * mask[..., None], target * mask[..., None]
-    if min(render.shape[:2]) < WINDOW:
+    if min(render.shape[:2]) < SSIM_WINDOW:
         return (render - target).abs().mean()
     if render.device.type == "cpu":
         images = render.contiguous(), target.detach().contiguous()
@@ -269,8 +269,8 @@ def ssim(render: torch.Tensor, target: torch.Tensor) -> float:
     Raises ValueError for an image less than 11 pixels wide or high, which has no window.
     """
     _check(render, target)
-    if min(render.shape[:2]) < WINDOW:
-        raise ValueError(f"SSIM needs at least {WINDOW} pixels each way; render has shape {tuple(render.shape)}")
+    if min(render.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs at least {SSIM_WINDOW} pixels each way; render has shape {tuple(render.shape)}")
     if render.device.type == "cpu":
         return float(_value_and_gradient(render.contiguous(), target.detach().contiguous(), 1.0)[1])
     return float(ssim_torch(render, target))

@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import correlate1d
 
 from splatpipe.files import atomic_path
+from splatpipe.splatting.images import SSIM_WINDOW
 
 Picture = NDArray[np.floating]  # (H, W, 3) in [0, 1]
 Mask = NDArray[np.bool_] | None  # (H, W) True for the pixels that count
 Perceptual = Callable[[Picture, Picture], float]  # (render, photograph) to a distance, 0 for equal pictures
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-WINDOW = 11
 SIGMA = 1.5
 MAX_PSNR = 100.0  # identical pictures; finite, so that it can be averaged and stored as JSON
 
@@ -84,8 +84,8 @@ def ssim(render: Picture, photograph: Picture, mask: Mask = None) -> float:
     a little higher. Pictures must be at least 11 pixels wide and high (ValueError).
     With a mask, pixels outside are black in both pictures, and windows count whose centre is inside.
     """
-    if min(render.shape[:2]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, not {render.shape[:2]}")
+    if min(render.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, not {render.shape[:2]}")
     a, b = np.clip(render, 0, 1).astype(np.float64), np.asarray(photograph, np.float64)
     if mask is not None:
         a, b = a * mask[..., None], b * mask[..., None]
@@ -98,7 +98,7 @@ def ssim(render: Picture, photograph: Picture, mask: Mask = None) -> float:
     structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
     values = luminance * structure
     if mask is not None:
-        values = values[mask[WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)]]
+        values = values[mask[SSIM_WINDOW // 2 : -(SSIM_WINDOW // 2), SSIM_WINDOW // 2 : -(SSIM_WINDOW // 2)]]
     return float(np.mean(values)) if values.size else 1.0
 
 
@@ -122,10 +122,10 @@ def color_corrected(render: Picture, photograph: Picture, mask: Mask = None) -> 
 
 def _blur(picture: NDArray[np.float64]) -> NDArray[np.float64]:
     """(H - 10, W - 10, 3): the Gaussian window applied where it fits."""
-    x = np.arange(WINDOW) - WINDOW // 2
+    x = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     window = np.exp(-0.5 * (x / SIGMA) ** 2)
     window /= window.sum()
-    margin = WINDOW // 2
+    margin = SSIM_WINDOW // 2
     rows = correlate1d(picture, window, axis=0)[margin:-margin]
     return correlate1d(rows, window, axis=1)[:, margin:-margin]
 

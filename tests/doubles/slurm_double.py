@@ -45,7 +45,7 @@ def install(folder: Path) -> Path:
     commands.mkdir(parents=True)
     for name in COMMANDS:
         script = commands / name
-        script.write_text(f"#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {name} \"$@\"\n")
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {name} "$@"\n')
         script.chmod(0o755)
     return commands
 
