@@ -68,7 +68,7 @@ def test_a_stop_while_patches_are_planned_or_written_is_obeyed_and_the_next_run_
 ) -> None:
     write_scene(tmp_path / "scene", synthetic_scene(n_cameras=9, n_points=150))
     options = pipeline.RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, SETTINGS, None, None)
-    with pytest.raises(Interrupted, match="before anything was trained"):
+    with pytest.raises(Interrupted, match="while patches were planned"):
         pipeline.run(options, stop=Later(after), trainer=TrainerDouble({}))
     assert not options.layout.ledger.exists() and not list(tmp_path.glob("run/attempts/*"))
     if after == 4:
