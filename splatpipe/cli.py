@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from splatpipe import __version__
+from splatpipe.console import say
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, SplatpipeError
 
 app = typer.Typer(
@@ -126,12 +127,13 @@ def run(
     ] = False,
 ) -> None:
     """Split SCENE, train every patch, merge. Run again to continue: what is trained is not trained again."""
-    from splatpipe import pipeline
+    from splatpipe import pages, pipeline
+    from splatpipe.options import placed
 
     settings = [*(overrides or []), *(["retry.history=false"] if no_history else []), *_executor(executor)]
-    with pipeline.placed(scene, out, config, settings, images, retrain, batch) as options, _stopping():
+    with placed(scene, out, config, settings, images, retrain, batch) as options, _stopping():
         code = pipeline.run(options, stop=_stop)
-        pipeline.add_splat_page(options.layout)
+        pages.add_splat_page(options.layout)
         _leave(code)
 
 
@@ -147,10 +149,10 @@ def slurm_script(
     ] = 1,
 ) -> None:
     """Print a script for sbatch that runs SCENE on one node and survives time limits and preemption."""
-    from splatpipe import pipeline
+    from splatpipe.batch import slurm_script as script_of
     from splatpipe.executors.sbatch import NodeShare
 
-    print(pipeline.slurm_script(scene, out, config, overrides or [], NodeShare(gpus, chain)), end="")
+    print(script_of(scene, out, config, overrides or [], NodeShare(gpus, chain)), end="")
 
 
 @app.command()
@@ -159,9 +161,10 @@ def inspect(
 ) -> None:
     """Facts and findings about SCENE; writes nothing."""
     from splatpipe import pipeline
+    from splatpipe.options import RunOptions
     from splatpipe.tables import inspect_table
 
-    facts = pipeline.inspect(pipeline.RunOptions.resolve(scene, None, config, overrides or [], images, None))
+    facts = pipeline.inspect(RunOptions.resolve(scene, None, config, overrides or [], images, None))
     _print(facts, inspect_table, as_json)
 
 
@@ -180,9 +183,10 @@ def split(
 ) -> None:
     """Split SCENE into patches on disk, with statistics, the first init_scaling of each and a map (map.png)."""
     from splatpipe import pipeline
+    from splatpipe.options import RunOptions
     from splatpipe.tables import plan_table
 
-    options = pipeline.RunOptions.resolve(scene, out, config, overrides or [], images, None)
+    options = RunOptions.resolve(scene, out, config, overrides or [], images, None)
     with _stopping():
         _print(pipeline.split(options, dry_run=dry_run, picture=picture, stop=_stop), plan_table, as_json)
 
@@ -211,9 +215,10 @@ def compare(
 def train(run_folder: Run, retrain: Retrain = None, executor: ExecutorKind = None) -> None:
     """Train the patches of a run folder that are not trained yet, without merging."""
     from splatpipe import pipeline
+    from splatpipe.options import RunOptions
 
     with _stopping():
-        options = pipeline.RunOptions.of_run(run_folder, retrain, executor)
+        options = RunOptions.of_run(run_folder, retrain, executor)
         _leave(pipeline.run(options, stop=_stop, merge=False))
 
 
@@ -225,12 +230,13 @@ def merge(
     ] = None,
 ) -> None:
     """Merge the trained patches of a run folder again and evaluate the result."""
-    from splatpipe import pipeline
+    from splatpipe import pages, pipeline
+    from splatpipe.options import RunOptions
 
     with _stopping():
-        options = pipeline.RunOptions.of_run(run_folder, None)
+        options = RunOptions.of_run(run_folder, None)
         code = pipeline.merge(options, only)
-        pipeline.add_splat_page(options.layout)
+        pages.add_splat_page(options.layout)
         _leave(code)
 
 
@@ -238,10 +244,11 @@ def merge(
 def evaluate(run_folder: Run, as_json: Json = False) -> None:
     """Hold-out quality of the merged splat, of each patch, and of the views that look across a border."""
     from splatpipe import pipeline
+    from splatpipe.options import RunOptions
     from splatpipe.tables import evaluation_table
 
     with _stopping():
-        _print(pipeline.judge(pipeline.RunOptions.of_run(run_folder, None)), evaluation_table, as_json)
+        _print(pipeline.judge(RunOptions.of_run(run_folder, None)), evaluation_table, as_json)
 
 
 @app.command()
@@ -258,20 +265,22 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the merged splat in web formats, through splat-transform (needs Node.js)."""
-    from splatpipe import pipeline
+    from splatpipe.exporting import export_run
+    from splatpipe.options import local_run
     from splatpipe.tables import export_table
 
-    folder = pipeline.local_run(run_folder, "merged/splat.ply")
-    _print(pipeline.export(folder, to, georeference, georeferenced), export_table, as_json)
+    folder = local_run(run_folder, "merged/splat.ply")
+    _print(export_run(folder, to, georeference, georeferenced, say), export_table, as_json)
 
 
 @app.command()
 def status(run_folder: RunOrAddress, as_json: Json = False) -> None:
     """What became of every patch of a run; may be asked while it runs."""
-    from splatpipe import pipeline
+    from splatpipe.options import local_run
+    from splatpipe.pipeline import status as facts_of
     from splatpipe.tables import status_table
 
-    _print(pipeline.status(pipeline.local_run(run_folder)), status_table, as_json)
+    _print(facts_of(local_run(run_folder)), status_table, as_json)
 
 
 @app.command()
@@ -281,10 +290,10 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """The story of one patch: what was measured, foreseen and tried, what attempts died of, what worked."""
-    from splatpipe import pipeline
     from splatpipe.explain import explain as tell
+    from splatpipe.options import local_run
 
-    story = tell(pipeline.local_run(run_folder, f"attempts/{patch}/*.txt", f"attempts/{patch}/*.json*"), patch)
+    story = tell(local_run(run_folder, f"attempts/{patch}/*.txt", f"attempts/{patch}/*.json*"), patch)
     print(json.dumps(story, indent=1, allow_nan=False) if as_json else "\n".join(story["story"]))
 
 
@@ -300,7 +309,7 @@ def diagnose(
 ) -> None:
     """Why does a patch fail? Checks its data, trains variants of it briefly, ranks causes. Run again to go on."""
     from splatpipe.diagnosing import diagnose_patch
-    from splatpipe.pipeline import RunOptions
+    from splatpipe.options import RunOptions
     from splatpipe.tables import diagnosis_table
 
     with _stopping():
@@ -317,9 +326,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the run's page anew, report/index.html, also while it runs; and the merged splat in 3D beside it."""
-    from splatpipe import pipeline
+    from splatpipe.pages import write_pages
 
-    _print(pipeline.report(run_folder, splat), lambda made: "\n".join(filter(None, made.values())), as_json)
+    _print(write_pages(run_folder, splat), lambda made: "\n".join(filter(None, made.values())), as_json)
 
 
 @app.command()
@@ -355,7 +364,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (Interrupted, KeyboardInterrupt) as error:
-        _say(str(error) or "stopped")
+        say(str(error) or "stopped")
         sys.exit(EXIT_TERMINATED if _stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
     except SplatpipeError as error:
         _explain(error)
@@ -380,7 +389,7 @@ def main() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Leave at once, also from the middle of an import: nothing goes on that must be brought to a good end."""
-    _say("stopped")
+    say("stopped")
     sys.exit(EXIT_TERMINATED)
 
 
@@ -390,11 +399,7 @@ def _explain(error: Exception, prefix: str = "") -> None:
         return
     name = f"{type(error).__name__}: " if prefix else ""
     hint = " (splatpipe --debug ... shows where)" if prefix else ""
-    _say(f"splatpipe: {prefix}{name}{error}{hint}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(f"splatpipe: {prefix}{name}{error}{hint}")
 
 
 def _print(facts: Any, table: Any, as_json: bool) -> None:
@@ -431,7 +436,7 @@ class _stopping:
             raise KeyboardInterrupt
         _stop_signal = number
         _stop.set()
-        _say("stopping: attempts that are running write a checkpoint first")
+        say("stopping: attempts that are running write a checkpoint first")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any
 
 from splatpipe.config import Config
+from splatpipe.console import say
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.diagnosis.diagnose import diagnose, parse_budget
 from splatpipe.executors.base import Slot
 from splatpipe.executors.choose import Demand, local_slots
 from splatpipe.machine import usable_cores
-from splatpipe.pipeline import SOURCE, RunOptions
+from splatpipe.options import SOURCE, RunOptions
 from splatpipe.trainers.base import PreparedTrainer, Trainer, TrainerInfo
 
 
@@ -30,7 +30,7 @@ def diagnose_patch(
     crew = Crew(trainer, trainer.probe()) if trainer else choose_crew(config, options.profile_folders)
     slots = _slots(config, crew.info)
     if isinstance(crew.first, PreparedTrainer):
-        crew.first.prepare(slots[0].device, _say, stop)
+        crew.first.prepare(slots[0].device, say, stop)
     return diagnose(
         options.layout,
         patch_id,
@@ -41,7 +41,7 @@ def diagnose_patch(
         budget_s=seconds,
         stop=stop,
         profile_folders=[folder for folder in options.profile_folders if folder != SOURCE],
-        say=_say,
+        say=say,
     )
 
 
@@ -52,7 +52,3 @@ def _slots(config: Config, info: TrainerInfo) -> list[Slot]:
     if slots[0].device != "cpu":
         return list({slot.device: slot for slot in slots}.values())
     return slots if config.executor.jobs else [Slot("cpu", 1)] * usable_cores()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from splatpipe.budget import disk_finding, host_bytes
-from splatpipe.config import Config, config_from_dict, find_config, load_config
+from splatpipe.config import Config
+from splatpipe.console import say
 from splatpipe.crew import Crew, choose_crew
 from splatpipe.entries import Outcome
-from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SplatpipeError
+from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SplatpipeError
 from splatpipe.executors.base import Executor, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
-from splatpipe.executors.sbatch import NodeShare, sbatch_script
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
+from splatpipe.options import RunOptions, patch_ids
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.policy.costs import seconds_left
 from splatpipe.progress import RunProgress
@@ -35,94 +34,14 @@ from splatpipe.rebuild import open_ledger
 from splatpipe.report.live import LiveReport
 from splatpipe.report.write import RunReport
 from splatpipe.runfolder import command_line, library_versions, locked, read_run, record_run
-from splatpipe.runlock import in_use
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.undistort import needs_undistortion, undistort
-from splatpipe.storage.address import parse_address
-from splatpipe.storage.settings import StorageSettings
 from splatpipe.trainers.base import PreparedTrainer, Trainer
 from splatpipe.training import TrainingStage, evaluation_device, reopen, settle
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ALL_FAILED = 0, 3, 4
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a command was asked to do, resolved."""
-
-    scene: Path
-    layout: RunLayout
-    config: Config
-    profile_folders: tuple[Path, ...]  # where lfs_configs/ is looked for
-    retrain: frozenset[str] = frozenset()
-    batch: bool = False  # lines instead of a bar, wherever stderr goes
-
-    @classmethod
-    def resolve(
-        cls,
-        scene: Path,
-        out: Path | None,
-        config_file: Path | None,
-        overrides: Sequence[str],
-        images: str | None,
-        retrain: str | None,
-        batch: bool = False,
-    ) -> RunOptions:
-        """From a command line. Raises `ConfigError`."""
-        scene = scene.expanduser().resolve()
-        path = config_file or find_config(scene)
-        config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])])
-        layout = RunLayout((out or scene / "splatpipe" / "default").expanduser().resolve())
-        folders = tuple(dict.fromkeys([path.resolve().parent if path else Path.cwd(), scene, Path.cwd(), SOURCE]))
-        return cls(scene, layout, config, folders, _ids(retrain), batch)
-
-    @classmethod
-    def of_run(cls, run_folder: Path, retrain: str | None, executor: str | None = None) -> RunOptions:
-        """From a run folder, to be trained by another kind of `executor` if one is given.
-
-        Raises `RunFolderError`, `ConfigError`.
-        """
-        layout = RunLayout(run_folder.expanduser().resolve())
-        run = read_run(layout)
-        if executor:
-            run["settings"].setdefault("executor", {})["kind"] = executor
-        config = config_from_dict(run["settings"], str(layout.run_yml))
-        return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), SOURCE), _ids(retrain))
-
-
-@contextlib.contextmanager
-def placed(
-    scene: str,
-    out: str | None,
-    config_file: Path | None,
-    overrides: Sequence[str],
-    images: str | None,
-    retrain: str | None,
-    batch: bool = False,
-) -> Iterator[RunOptions]:
-    """The options of a run whose scene and run folder are paths or addresses (s3://...), with local copies of these.
-
-    What the block has done is uploaded at its end. Raises a `SplatpipeError` for what cannot be fetched or put.
-    """
-    from splatpipe.storage.remote import local_places
-
-    remote = any(parse_address(name) for name in (scene, out) if name)
-    settings = load_config(config_file or find_config(None), overrides).storage if remote else StorageSettings()
-    with local_places(scene, out, settings, _say) as places:
-        yield RunOptions.resolve(places.scene, places.out, config_file, overrides, images, retrain, batch)
-
-
-def local_run(name: str, *parts: str) -> Path:
-    """The folder of a run to read; of one in a store a copy, with settings, ledger and the files that match `parts`."""
-    from splatpipe.storage.remote import run_copy
-
-    address = parse_address(name)
-    return run_copy(address, load_config(find_config(None)).storage, parts, _say) if address else Path(name)
-
-
-SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
 
 
 def run(
@@ -147,7 +66,7 @@ def run(
         _check_ids("--retrain", options.retrain - {ALL}, plan)
         _check_ids("executor.canary", [config.executor.canary] if config.executor.canary else [], plan)
         for sentence in settle(ledger, crew):
-            _say(sentence)
+            say(sentence)
         reopen(ledger, _named(options.retrain, plan))
         waiting = [p for p in plan.patches if not _outcome(ledger, p.id).trained]
         if waiting:
@@ -162,35 +81,14 @@ def run(
         return _exit_code(outcomes)
 
 
-def slurm_script(
-    scene: str, out: str | None, config_file: Path | None, overrides: Sequence[str], nodes: NodeShare
-) -> str:
-    """A batch script for sbatch that makes this run on one node; scene and run folder are paths or addresses."""
-    here = None if parse_address(scene) else Path(scene).expanduser().resolve()
-    if here and not here.is_dir():
-        _say(f"warning: {here} does not exist on this machine; is it the scene that the job will find?")
-    found = config_file or find_config(here)
-    config = load_config(found, overrides)
-    places = [_everywhere(scene), *(["--out", _everywhere(out)] if out else [])]
-    settings = ["--config", str(found.resolve())] if found else []
-    command = [sys.executable, "-m", "splatpipe.cli", "run", "--batch", *places, *settings, *overrides]
-    name = (here or Path(scene)).name
-    return sbatch_script(command, name, config.executor, nodes, config.limits.grace_s)
-
-
-def _everywhere(place: str) -> str:
-    """A path that holds in any working folder; addresses do anyway."""
-    return place if parse_address(place) else str(Path(place).expanduser().resolve())
-
-
 def merge(options: RunOptions, only: str | None = None) -> int:
     """Merge what is trained, again; or the patches named by `only` into a file beside it. Gives the exit code."""
     device = evaluation_device(options.config)
     with _prepared(options) as (plan, ledger):
         if only is not None:
-            if not _ids(only):
+            if not patch_ids(only):
                 raise ConfigError("--only names no patch; write for example --only p001,p002")
-            part = join_only(plan, options.layout, ledger, options.config, _ids(only))
+            part = join_only(plan, options.layout, ledger, options.config, patch_ids(only))
             print(f"merged patches: {part.path} ({part.gaussians} Gaussians)")
             return EXIT_OK
         with _reported(options.layout):
@@ -205,53 +103,6 @@ def judge(options: RunOptions) -> dict[str, Any]:
     device = evaluation_device(options.config)
     with _prepared(options) as (plan, ledger):
         return evaluate(plan, options.layout, ledger, options.config, device)
-
-
-def export(run_folder: Path, to: str, georeference: Path | None = None, georeferenced: bool = False) -> dict[str, Any]:
-    """The merged splat of a run in other formats, as data: path, bytes, seconds and notes of each."""
-    from splatpipe.exporting import export_run
-
-    return export_run(run_folder, to, georeference, georeferenced, _say)
-
-
-def report(run_folder: Path, splat: bool) -> dict[str, Any]:
-    """Write the page of a run, which may be going on, and with `splat` that of its merged splat; gives both paths.
-
-    Raises `RunFolderError` for a run without patches. That there is no Node.js for the splat is said, not raised.
-    """
-    from splatpipe.report.splat_page import write_splat_page
-
-    layout, made = RunLayout(run_folder.expanduser().resolve()), None
-    page = RunReport(layout, Config().to_dict())
-    page.write(in_use(layout))
-    if splat and layout.merged_splat.is_file():
-        try:
-            made = write_splat_page(layout, _say)
-            page.write(in_use(layout))  # with a link to it
-        except EnvironmentProblem as problem:
-            _say(f"warning: no page of the merged splat: {problem}")
-    return {"report": str(layout.report), "splat": str(made) if made else None}
-
-
-def add_splat_page(layout: RunLayout) -> None:
-    """The merged splat in 3D beside the run's page, where splat-transform is installed already.
-
-    A run installs nothing for it, and is not the worse without: the run's page says how to get it.
-    """
-    from splatpipe.export.transform import find_transform
-    from splatpipe.report.splat_page import is_current, write_splat_page
-
-    if not layout.merged_splat.is_file() or is_current(layout):
-        return
-    try:
-        find_transform(install=False)
-    except EnvironmentProblem:
-        return
-    try:
-        print(f"merged splat in 3D: {write_splat_page(layout, _say)}", flush=True)
-        RunReport(layout, Config().to_dict()).write(in_use(layout))  # with a link to it
-    except (SplatpipeError, OSError) as problem:  # a disk that is full must not make a finished run a failed one
-        _say(f"warning: no page of the merged splat: {problem}")
 
 
 def split(
@@ -321,18 +172,18 @@ def _prepared(
     layout, check = options.layout, partial(_check, stop)
     reading = _read(options)
     for finding in reading.findings:
-        _say(f"{finding.severity}: {finding.message}")
+        say(f"{finding.severity}: {finding.message}")
     check()
     # Settings that cannot be used must be found before anything is written.
     cut = check_plan(reading.scene, options.config, options.profile_folders)
-    with locked(layout, _say):
+    with locked(layout, say):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
-        scene = undistort(reading.scene, layout.scene, _say, check)
+        scene = undistort(reading.scene, layout.scene, say, check)
         plan = make_plan(scene, options.config, options.profile_folders, cut, check)
         for finding in disk_finding(plan.disk_bytes, shutil.disk_usage(layout.root).free):
-            _say(f"{finding.severity}: {finding.message}")
+            say(f"{finding.severity}: {finding.message}")
         write_datasets(plan, layout, check)
-        with open_ledger(layout, crew.first if crew else None, _say) as ledger:
+        with open_ledger(layout, crew.first if crew else None, say) as ledger:
             run_id = ledger.start_run(
                 layout.root.name,
                 options.config.hash(),
@@ -353,7 +204,7 @@ def _prepared(
                         preflight=row["preflight"],
                         choice=planned.rung.to_json() | {"size": planned.size.to_json()},
                     )
-            _say(_summary(plan, layout))
+            say(_summary(plan, layout))
             exit_code = 1  # unless we learn better, a bug of ours
             try:
                 yield plan, ledger
@@ -396,7 +247,7 @@ def _executor(
     if config.executor.kind == "local":
         slots = local_slots(config.executor, demand, crew.info)
         if isinstance(crew.first, PreparedTrainer):
-            crew.first.prepare(slots[0].device, _say, stop)
+            crew.first.prepare(slots[0].device, say, stop)
         executor = local_executor(config.executor, slots, work, stop, demand.memory)
     else:
         executor = remote_executor(config.executor, demand, work, stop, options.layout.slurm)
@@ -423,21 +274,21 @@ def _merge(
 ) -> None:
     before = ledger.status()["merged"]
     if not fresh and before["path"] and Path(before["path"]).is_file():
-        _say(f"nothing to train; merged splat: {before['path']}")
+        say(f"nothing to train; merged splat: {before['path']}")
         return
     if options.config.merge.finish and len(plan.patches) > 1:
-        _say("merging, then training what lies at borders together (merge.finish)")
+        say("merging, then training what lies at borders together (merge.finish)")
     merged = join(plan, options.layout, ledger, options.config, device, should_stop)
     _report(merged)
 
 
 def _report(merged: Merged) -> None:
     for sentence in merged.report.hole_sentences():
-        _say(f"warning: {sentence}")
+        say(f"warning: {sentence}")
     if merged.report.coverage.holes.any():
-        _say(f"warning: {merged.report.coverage.sentence()}")
+        say(f"warning: {merged.report.coverage.sentence()}")
     if merged.finish:
-        _say(merged.finish.sentence)
+        say(merged.finish.sentence)
     print(f"merged splat: {merged.report.path} ({merged.report.gaussians} Gaussians)")
     if merged.psnr is None:
         print("no hold-out view: the scene is too small to keep one, or patching.holdout_every is 0")
@@ -475,11 +326,7 @@ def _tell_failures(outcomes: Mapping[str, Outcome], ledger: Ledger) -> None:
     for patch_id, outcome in outcomes.items():
         record = ledger.patch(patch_id)
         if not outcome.trained:
-            _say(f"{patch_id}: {outcome}: {record.reason if record and record.reason else 'not trained yet'}")
-
-
-def _ids(retrain: str | None) -> frozenset[str]:
-    return frozenset(part.strip() for part in (retrain or "").split(",") if part.strip())
+            say(f"{patch_id}: {outcome}: {record.reason if record and record.reason else 'not trained yet'}")
 
 
 def _named(retrain: frozenset[str], plan: Plan) -> frozenset[str]:
@@ -503,7 +350,3 @@ def _summary(plan: Plan, layout: RunLayout) -> str:
     lines += [f"{planned.id}: {planned.rung.reason}" for planned in plan.patches]
     lines += [f"{finding.severity}: {finding.message}" for finding in plan.findings if finding.severity != "note"]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ import pytest
 from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 
-from splatpipe import pipeline
+from splatpipe import pages, pipeline
 from splatpipe.config import Config
 from splatpipe.errors import RunFolderError
 from splatpipe.layout import RunLayout
@@ -249,7 +249,7 @@ def test_without_splat_transform_the_page_says_how_to_see_the_splat_and_nothing_
     layout: RunLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    pipeline.add_splat_page(layout)
+    pages.add_splat_page(layout)
     assert capsys.readouterr() == ("", "")
     assert not layout.splat_page.exists() and not list(tmp_path.iterdir())
     RunReport(layout, Config().to_dict()).write(running=False)
@@ -258,7 +258,7 @@ def test_without_splat_transform_the_page_says_how_to_see_the_splat_and_nothing_
 
 def test_a_folder_without_a_run_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is not a run folder"):
-        pipeline.report(tmp_path, splat=False)
+        pages.write_pages(tmp_path, splat=False)
 
 
 def test_the_viewer_listens_on_this_machine_only_unless_told_otherwise() -> None:

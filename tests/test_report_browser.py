@@ -17,7 +17,7 @@ from browser import PATIENCE_MS, Watched, center_of, chromium, find_chromium
 from numpy.typing import NDArray
 from scenes import synthetic_scene, write_scene
 
-from splatpipe import pipeline
+from splatpipe import pages, pipeline
 from splatpipe.errors import EnvironmentProblem
 from splatpipe.export.transform import SplatTransform, find_transform
 from splatpipe.layout import RunLayout
@@ -179,9 +179,9 @@ def test_every_patch_and_its_curves_are_printed(open_report: Callable[[int, int]
 
 def test_the_page_of_the_splat_shows_it_with_a_pin_on_each_patch(browser: Any, layout: RunLayout) -> None:
     _find_tool()
-    pipeline.add_splat_page(layout)  # as the end of a run does
+    pages.add_splat_page(layout)  # as the end of a run does
     made = layout.splat_page.stat().st_mtime_ns
-    pipeline.add_splat_page(layout)
+    pages.add_splat_page(layout)
     assert layout.splat_page.stat().st_mtime_ns == made, "the same splat is not converted again"
     watched = _open_splat(browser, layout.splat_page)
     picture = watched.picture("splat")

@@ -20,6 +20,7 @@ from splatpipe import pipeline
 from splatpipe.cli import app
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SceneError
 from splatpipe.layout import RunLayout
+from splatpipe.options import local_run, placed
 from splatpipe.storage.address import parse_address
 from splatpipe.storage.publishing import Publisher
 from splatpipe.storage.staging import stage_scene
@@ -61,7 +62,7 @@ def said() -> tuple[list[str], Any]:
 
 def run(scene: str, out: str, work: Path, trainer: TrainerDouble, *more: str) -> int:
     settings = [*SETTINGS, f"storage.work={work}", *more]
-    with pipeline.placed(scene, out, None, settings, None, None) as options:
+    with placed(scene, out, None, settings, None, None) as options:
         return pipeline.run(options, stop=threading.Event(), trainer=trainer)
 
 
@@ -182,7 +183,7 @@ def test_a_remote_run_is_uploaded_and_another_machine_goes_on_with_it(
     here = [*SETTINGS, f"storage.work={tmp_path / 'here'}"]
     with (
         pytest.raises(Interrupted),
-        pipeline.placed("memory://bucket/field", "memory://bucket/run", None, here, None, None) as options,
+        placed("memory://bucket/field", "memory://bucket/run", None, here, None, None) as options,
     ):
         pipeline.run(options, stop=stop, trainer=OnePatch({"default": {"step_s": 0.05}}))
     assert memory.exists("/bucket/run/attempts/p000/01/splat.ply")
@@ -245,7 +246,7 @@ def test_a_run_in_a_store_can_be_asked_how_it_went(
     assert CliRunner().invoke(app, ["status", "memory://bucket/run"]).exit_code == 0
     assert splat.exists()
     with pytest.raises(RunFolderError, match=r"memory://bucket/nothing holds no run\.yml"):
-        pipeline.local_run("memory://bucket/nothing")
+        local_run("memory://bucket/nothing")
 
 
 @pytest.mark.parametrize("command", [["merge"], ["report"], ["compare"], ["inspect"], ["split"], ["train"], ["view"]])
@@ -322,12 +323,12 @@ def test_a_store_without_its_driver_says_what_to_install(monkeypatch: pytest.Mon
 def test_a_remote_scene_needs_to_be_told_where_the_run_goes(memory: Any, tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="--out"),
-        pipeline.placed("memory://bucket/field", None, None, [], None, None),
+        placed("memory://bucket/field", None, None, [], None, None),
     ):
         pass
     with (
         pytest.raises(ConfigError, match="nothing can be written there"),
-        pipeline.placed("scene", "https://host/run", None, [], None, None),
+        placed("scene", "https://host/run", None, [], None, None),
     ):
         pass
 
