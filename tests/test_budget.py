@@ -33,6 +33,13 @@ def test_more_gaussians_need_more_memory_and_what_fits_fits() -> None:
         assert predict(most + 1000, 1.0, 2_000_000).vram_bytes > MARGIN * budget
 
 
+def test_the_model_foretells_what_gsplat_published_and_a_little_more() -> None:
+    """Its documentation: the MCMC preset on an A100, Mip-NeRF360 (images of about 1.3 megapixels), in 10^9 bytes."""
+    for millions, published in ((1, 1.98e9), (2, 3.43e9), (3, 4.99e9)):
+        foretold = predict(millions * 1_000_000, 1.0, 1_300_000).vram_bytes
+        assert published < foretold < 1.2 * published
+
+
 def test_a_budget_lowers_the_caps_of_gaussians_and_cameras_alike() -> None:
     scene = synthetic_scene(40, 300)
     hyper = TrainSettings(max_cap=10_000_000)
