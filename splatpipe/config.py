@@ -46,6 +46,7 @@ class SceneSettings:
     missing_images: Literal["error", "skip"] = "error"
     masks: str | None = None  # folder of masks below the scene, e.g. masks; None: none are used
     outside_links: Literal["refuse", "follow"] = "refuse"  # images that are links to places outside the scene
+    offset: Literal["auto"] | tuple[float, float, float] = "auto"  # taken off all positions; auto: where it is needed
 
 
 @dataclass(frozen=True)

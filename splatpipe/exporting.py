@@ -22,6 +22,7 @@ from splatpipe.files import write_json
 from splatpipe.layout import RunLayout
 from splatpipe.runfolder import read_run
 from splatpipe.scene.colmap import read_scene
+from splatpipe.scene.offset import NONE, Offset, shown
 from splatpipe.splatting.ply import read_header, sample_rows
 
 PLY = FORMATS["ply"]
@@ -45,7 +46,8 @@ def export_run(
     if not layout.merged_splat.is_file():
         raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
     setting = str(georeference.absolute()) if georeference else config.export.georeference
-    reference = find_georeference(setting, run["scene"]) or _by_gps(run["scene"], config, say)
+    reference = find_georeference(setting, run["scene"]) or _by_itself(run["offset"], say)
+    reference = reference or _by_gps(run["scene"], config, say)
     if georeferenced and reference is None:
         raise ConfigError(
             f"--georeferenced: {run['scene']} has no georeference.json or georeference.txt, its photographs have no "
@@ -54,7 +56,7 @@ def export_run(
     begin = time.perf_counter()
     splat = layout.merged_splat
     if reference:
-        splat = _place(layout, reference, georeferenced)
+        splat = _place(layout, reference, run["offset"], georeferenced)
     seconds = time.perf_counter() - begin if georeferenced else 0.0
     written = [_plain(splat, seconds)] if georeferenced or PLY in formats else []
     others = [one for one in formats if one is not PLY]
@@ -62,6 +64,14 @@ def export_run(
         tool = find_transform(say=say)
         written += export_splat(splat, others, lambda name: _target(layout, name, georeferenced), tool)
     return {"splat": str(splat), "georeferenced": georeferenced, "exports": [one.to_json() for one in written]}
+
+
+def _by_itself(taken: Offset, say: Callable[[str], None]) -> Georeference | None:
+    """A model so far from the origin that an offset was taken off is in the world's coordinates already."""
+    if taken == NONE:
+        return None
+    say(f"the model's own coordinates are taken for the world's; ({shown(taken)}) was taken off them for the run")
+    return Georeference(1.0, np.eye(3), np.zeros(3))
 
 
 def _by_gps(scene: Path, config: Config, say: Callable[[str], None]) -> Georeference | None:
@@ -85,14 +95,19 @@ def _target(layout: RunLayout, name: str, georeferenced: bool) -> Path:
     return layout.export(f"georeferenced/{name}" if georeferenced else name)
 
 
-def _place(layout: RunLayout, reference: Georeference, applied: bool) -> Path:
-    """The splat in the coordinates that were asked for, and the JSON that leads from them to the world's."""
+def _place(layout: RunLayout, of_scene: Georeference, taken: Offset, applied: bool) -> Path:
+    """The splat in the coordinates that were asked for, and the JSON that leads from them to the world's.
+
+    `taken` is what the splat's positions are less than the scene's, of which `of_scene` speaks.
+    """
+    reference = of_scene.after(taken)
     offset = reference.offset(_middle(layout.merged_splat)) if applied else np.zeros(3)
     splat = layout.merged_splat
     if applied:
         splat = _target(layout, PLY.file, True)
         write_georeferenced(layout.merged_splat, splat, reference, offset)
-    write_json(_target(layout, "georeference.json", applied), reference.to_json(applied, offset))
+    beside = reference.to_json(applied, offset) | {"scene_to_world": of_scene.matrix.tolist()}
+    write_json(_target(layout, "georeference.json", applied), beside)
     return splat
 
 

@@ -21,6 +21,8 @@ from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
 from splatpipe.patches.patch import Patch
 from splatpipe.planning import Plan
 from splatpipe.report.pictures import save_pair
+from splatpipe.scene.offset import NONE
+from splatpipe.splatting.ply import offset_comments
 from splatpipe.training import trained_splat
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def join(
     if not splats:
         raise RunFolderError(f"{layout.root}: no patch is trained, so there is nothing to merge")
     report = _merge(plan, splats, [planned.patch for planned in plan.patches], layout.merged_splat, config)
+    _tell_offset(plan, layout)
     report.coverage.draw(layout.coverage_map, [planned.patch for planned in plan.patches], report.holes)
     finished = _finish(plan, report, config, device, should_stop) if config.merge.finish and len(splats) > 1 else None
     merged = _evaluate(plan, layout, config, report, finished, device)
@@ -77,7 +80,9 @@ def join_only(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, onl
     if untrained:
         raise RunFolderError(f"{layout.root}: {', '.join(untrained)} is not trained, so it cannot be merged")
     chosen = [planned.patch for planned in plan.patches if planned.id in only]
-    return _merge(plan, {name: splats[name] for name in only}, chosen, layout.merged_part(sorted(only)), config)
+    report = _merge(plan, {name: splats[name] for name in only}, chosen, layout.merged_part(sorted(only)), config)
+    _tell_offset(plan, layout)
+    return report
 
 
 def trained_parts(plan: Plan, ledger: Ledger) -> dict[str, Path]:
@@ -107,9 +112,20 @@ def _merge(plan: Plan, splats: dict[str, Path], patches: list[Patch], out: Path,
         patches,
         plan.split.frame,
         _cleaning(plan, config),
-        comments=(f"splatpipe {__version__}", f"{len(splats)} of {len(plan.patches)} patches"),
+        comments=(
+            f"splatpipe {__version__}",
+            f"{len(splats)} of {len(plan.patches)} patches",
+            *offset_comments(plan.scene.offset),
+        ),
         borders=Borders.of(config.merge),
     )
+
+
+def _tell_offset(plan: Plan, layout: RunLayout) -> None:
+    """Write what is to be added to the merged positions, if anything is."""
+    if plan.scene.offset != NONE:
+        meaning = "position in the COLMAP model = position in the splats of this folder + offset"
+        write_json(layout.offset, {"offset": list(plan.scene.offset), "meaning": meaning})
 
 
 def _cleaning(plan: Plan, config: Config) -> Cleaning:

@@ -167,6 +167,11 @@ class RunLayout:
         return self.merged / "splat.ply"
 
     @property
+    def offset(self) -> Path:
+        """What is to be added to positions in the splats beside it, where the model lies far from the origin."""
+        return self.merged / "offset.json"
+
+    @property
     def evaluation(self) -> Path:
         """What hold-out views say of the merged splat."""
         return self.merged / "evaluation.json"

@@ -33,9 +33,18 @@ from splatpipe.progress import RunProgress
 from splatpipe.rebuild import open_ledger
 from splatpipe.report.live import LiveReport
 from splatpipe.report.write import RunReport
-from splatpipe.runfolder import command_line, library_versions, locked, read_run, record_run
+from splatpipe.runfolder import (
+    check_place,
+    command_line,
+    library_versions,
+    locked,
+    offset_of,
+    read_run,
+    record_run,
+)
 from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
+from splatpipe.scene.offset import shown
 from splatpipe.scene.undistort import needs_undistortion, undistort
 from splatpipe.trainers.base import PreparedTrainer, Trainer
 from splatpipe.training import TrainingStage, evaluation_device, reopen, settle
@@ -113,7 +122,9 @@ def split(
     Raises `Interrupted` when `stop` was set.
     """
     if dry_run:
-        plan = make_plan(_read(options).scene, options.config, options.profile_folders, check=partial(_check, stop))
+        reading = _read(options)
+        _tell(reading)
+        plan = make_plan(reading.scene, options.config, options.profile_folders, check=partial(_check, stop))
         if picture:
             write_map(plan, picture)
         return plan.to_json()
@@ -158,7 +169,19 @@ def status(run_folder: Path) -> dict[str, Any]:
 
 def _read(options: RunOptions) -> SceneReading:
     settings = options.config.scene
-    return read_scene(options.scene, settings.images, settings.missing_images, settings.masks, settings.outside_links)
+    return read_scene(
+        options.scene,
+        settings.images,
+        settings.missing_images,
+        settings.masks,
+        settings.outside_links,
+        offset_of(options.layout) or settings.offset,
+    )
+
+
+def _tell(reading: SceneReading) -> None:
+    for finding in reading.findings:
+        say(f"{finding.severity}: {finding.message}")
 
 
 @contextlib.contextmanager
@@ -171,8 +194,8 @@ def _prepared(
     """
     layout, check = options.layout, partial(_check, stop)
     reading = _read(options)
-    for finding in reading.findings:
-        say(f"{finding.severity}: {finding.message}")
+    check_place(options.layout, options.scene, reading.scene)
+    _tell(reading)
     check()
     # Settings that cannot be used must be found before anything is written.
     cut = check_plan(reading.scene, options.config, options.profile_folders)
@@ -280,6 +303,8 @@ def _merge(
         say("merging, then training what lies at borders together (merge.finish)")
     merged = join(plan, options.layout, ledger, options.config, device, should_stop)
     _report(merged)
+    if any(plan.scene.offset):
+        print(f"its positions are less than the model's by ({shown(plan.scene.offset)}): {options.layout.offset}")
 
 
 def _report(merged: Merged) -> None:

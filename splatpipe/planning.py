@@ -141,6 +141,7 @@ class Plan:
         """`split --json`."""
         return {
             "scene": str(self.scene.model_dir),
+            "offset": list(self.scene.offset),
             "frame": self.split.frame.to_json(),
             "holdout": [self.scene.names[i] for i in self.split.holdout],
             "patches": [planned.to_json() for planned in self.patches],

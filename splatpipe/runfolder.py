@@ -22,6 +22,7 @@ from splatpipe.files import clear_leftovers, write_text
 from splatpipe.layout import RunLayout
 from splatpipe.runlock import run_lock
 from splatpipe.scene.arrays import Scene
+from splatpipe.scene.offset import NONE, Offset, checked
 from splatpipe.storage.address import without_password
 from splatpipe.yamltext import load_yaml
 
@@ -52,12 +53,31 @@ def read_run(layout: RunLayout) -> dict[str, Any]:
     try:
         run = load_yaml(layout.run_yml.read_text(encoding="utf-8"))
         scene, settings = Path(run["scene"]), dict(run["settings"].items())
+        offset = checked(run.get("offset", NONE))  # a run from before there were offsets has none
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RunFolderError(
             f"{layout.run_yml} cannot be read ({error}); move it away and run again with the same scene and settings: "
             "what is trained is kept"
         ) from error
-    return {**run, "scene": scene, "settings": settings}
+    return {**run, "scene": scene, "settings": settings, "offset": offset}
+
+
+def offset_of(layout: RunLayout) -> Offset | None:
+    """What an existing run has taken off its scene's positions, which stays so; None where there is no run yet."""
+    return read_run(layout)["offset"] if layout.run_yml.is_file() else None
+
+
+def check_place(layout: RunLayout, root: Path, scene: Scene) -> None:
+    """Raise `RunFolderError` for a new run folder that would hold, or lie in, what the scene at `root` is made of."""
+    if layout.run_yml.exists():
+        return
+    run, root = layout.root.resolve(), root.resolve()
+    advice = f"choose another folder with --out, for example {root / 'splatpipe' / 'default'}"
+    for place in (root, scene.image_dir.resolve(), scene.model_dir.resolve()):
+        if place.is_relative_to(run):
+            raise RunFolderError(f"{run} cannot be the run folder, because the scene's own {place} is in it; {advice}")
+        if run.is_relative_to(place) and not root.is_relative_to(place):
+            raise RunFolderError(f"{run} cannot be the run folder, because it is in the scene's own {place}; {advice}")
 
 
 def record_run(layout: RunLayout, path: Path, scene: Scene, config: Config, retrain: bool) -> None:
@@ -71,6 +91,7 @@ def record_run(layout: RunLayout, path: Path, scene: Scene, config: Config, retr
     run = {
         "scene": str(path),
         "model": model,
+        "offset": list(scene.offset),
         "settings_hash": config.hash(),
         "command": command_line(),
         "started": _now(),
@@ -90,6 +111,8 @@ def fingerprint(scene: Scene) -> str:
     digest = hashlib.sha256(repr((scene.names, scene.intrinsics)).encode("utf-8", "surrogateescape"))
     for array in (scene.viewmats, scene.Ks, scene.points):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if scene.offset != NONE:
+        digest.update(repr(scene.offset).encode())
     return digest.hexdigest()[:16]
 
 

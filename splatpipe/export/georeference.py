@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from splatpipe.errors import ConfigError
 from splatpipe.export.harmonics import MAX_DEGREE, band_rotations
 from splatpipe.files import parse_json
-from splatpipe.splatting.ply import iter_rows, read_header, splat_writer
+from splatpipe.splatting.ply import iter_rows, offset_comments, read_header, splat_writer, without_offset
 
 NAMES = ("georeference.json", "georeference.txt")  # looked for in the scene folder
 OFFSET_STEP = 1000.0  # world units; positions are stored in single precision, which far from 0 is too coarse
@@ -41,6 +41,10 @@ class Georeference:
         matrix[:3, :3], matrix[:3, 3] = self.scale * self.rotation, self.translation
         return matrix
 
+    def after(self, offset: Sequence[float]) -> Georeference:
+        """The same for positions that are less than the scene's by `offset` (3,)."""
+        return replace(self, translation=self.translation + self.scale * self.rotation @ np.array(offset, np.float64))
+
     def offset(self, center: NDArray[np.float64]) -> NDArray[np.float64]:
         """(3,) what is taken off world positions so that they fit single precision: whole thousands at `center` (3,).
 
@@ -57,7 +61,6 @@ class Georeference:
             "offset": (offset if applied else np.zeros(3)).tolist(),
             "meaning": "world = matrix @ (x, y, z, 1) + offset, with the positions x, y, z of the exported files",
             "applied": applied,
-            "scene_to_world": self.matrix.tolist(),
             "crs": self.crs,
         }
 
@@ -136,7 +139,8 @@ def _from_matrix(numbers: NDArray[np.float64], crs: str | None = None) -> Georef
 def write_georeferenced(splat: Path, out: Path, reference: Georeference, offset: NDArray[np.float64]) -> int:
     """Write `splat` in world coordinates less `offset` (3,), chunk by chunk. Returns the number of Gaussians."""
     header = read_header(splat)
-    with splat_writer(out, header.sh_degree, (*header.comments, "georeferenced by splatpipe")) as writer:
+    comments = [*without_offset(header.comments), "georeferenced by splatpipe", *offset_comments(offset.tolist())]
+    with splat_writer(out, header.sh_degree, comments) as writer:
         for rows in _turned(header, reference, offset):
             writer.append(rows)
     return writer.count

@@ -19,6 +19,7 @@ from splatpipe.patches.patch import SAMPLE, Patch, Role, observed_distances
 from splatpipe.scene.arrays import Scene, Similarity, lengths
 from splatpipe.scene.colmap import assemble, read_model, write_model
 from splatpipe.scene.masks import mask_name, mask_paths
+from splatpipe.scene.offset import NONE
 
 
 class HasJson(Protocol):
@@ -100,6 +101,8 @@ def write_dataset(
             "preflight": preflight.to_json() if preflight else None,
             "masks": masked_images(scene, patch),
         }
+        if scene.offset != NONE:
+            record["offset"] = list(scene.offset)  # of all positions here; in the model they are larger by it
         write_json(draft.patch_json, record)
 
 

@@ -50,17 +50,17 @@ def _lines(axis: int, at: Sequence[float], then: Layout | None) -> Layout | None
     return Layout(axis, at[middle], _lines(axis, at[:middle], then), _lines(axis, at[middle + 1 :], then))
 
 
-def drawn_rings(cells: str | Sequence[Any]) -> list[Ring]:
+def drawn_rings(cells: str | Sequence[Any], offset: Ring | None = None) -> list[Ring]:
     """The polygons of `patching.cells`: a list of corner lists, or a file of GeoJSON or of such a list.
 
-    Corners are on the map's ground axes. Raises `ConfigError` naming the polygon that crosses itself, has a hole, or
-    overlaps another.
+    Corners are on the map's ground axes, and become less by `offset` (2,). Raises `ConfigError` naming the polygon
+    that crosses itself, has a hole, or overlaps another.
     """
     origin = f"patching.cells ({cells})" if isinstance(cells, str) else "patching.cells"
     outlines = _polygons(_load(cells, origin), origin) if isinstance(cells, str) else list(cells)
     if not outlines:
         raise ConfigError(f"{origin}: holds no polygon")
-    rings = [_ring(outline, f"{origin}: cell {i}") for i, outline in enumerate(outlines)]
+    rings = [_ring(outline, f"{origin}: cell {i}", offset) for i, outline in enumerate(outlines)]
     slack = TOLERANCE * float(np.ptp(np.concatenate(rings), axis=0).max())
     for i, ring in enumerate(rings):
         for j in range(i):
@@ -112,8 +112,8 @@ def _polygons(data: Any, origin: str) -> list[Any]:
     return [rings[0] for rings in polygons if rings]
 
 
-def _ring(corners: Any, origin: str) -> Ring:
-    """(K, 2) corners without repetitions."""
+def _ring(corners: Any, origin: str, offset: Ring | None) -> Ring:
+    """(K, 2) corners without repetitions, less the offset."""
     try:
         ring = np.array(corners, np.float64)
     except (ValueError, TypeError):
@@ -123,6 +123,7 @@ def _ring(corners: Any, origin: str) -> Ring:
     ring = ring[:, :2]
     if (np.abs(ring) > FARTHEST).any():
         raise ConfigError(f"{origin}: has a corner farther out than {FARTHEST:g} scene units, where no scene is")
+    ring = ring if offset is None else ring - offset
     ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]  # a closing corner repeats the first
     edges = [(ring[i - 1], ring[i]) for i in range(len(ring))]
     for i, one in enumerate(edges):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,10 @@ class Frame:
         """
         x, y, z = np.asarray(points, np.float64).T
         return np.stack([row[0] * x + row[1] * y + row[2] * z for row in self.rotation]).T
+
+    def ground(self, place: Sequence[float]) -> NDArray[np.float64]:
+        """(2,) ground coordinates of a scene position (3,)."""
+        return self.apply(np.array([place]))[0, :2]
 
     @property
     def agrees(self) -> bool:

@@ -37,7 +37,8 @@ Line = tuple[float, float, float, float]
 def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()) -> None:
     """Write the top view to `path` as PNG; `blind` are images that see no Gaussian when training begins.
 
-    Right and up are the frame's ground axes, in scene units; these are the coordinates of `patching.cells`.
+    Right and up are the frame's ground axes, in scene units; with the scene's offset, these are the coordinates of
+    `patching.cells`.
     """
     some = slice(None, None, 1 + scene.n_points // MOST_POINTS)
     points = split.frame.apply(scene.points[some])
@@ -55,7 +56,7 @@ def draw_map(scene: Scene, split: Split, path: Path, blind: Collection[str] = ()
     canvas.crosses(centers[lost])
     for i, patch in enumerate(split.patches):
         canvas.label(patch, centers[patch.camera_index], _color(i))
-    canvas.frame(_title(scene, split), _legend(len(split.holdout), int(lost.sum())))
+    canvas.frame(_title(scene, split), _legend(len(split.holdout), int(lost.sum())), split.frame.ground(scene.offset))
     with atomic_path(path) as temporary:
         canvas.finished().save(temporary, format="PNG", compress_level=3)  # the smallest file takes 3 s and more
 
@@ -195,8 +196,8 @@ class _Canvas:
         self.draw.rounded_rectangle(around, radius=pad, fill=(255, 255, 255, 225), outline=color, width=FINE * 2)
         self.draw.multiline_text(at, text, fill=INK, font=font, anchor="mm", align="center")
 
-    def frame(self, title: tuple[str, str], legend: list[tuple[str, str]]) -> None:
-        """Title, border, legend and scale bar."""
+    def frame(self, title: tuple[str, str], legend: list[tuple[str, str]], offset: NDArray[np.float64]) -> None:
+        """Title, border, legend and scale bar, which names the edges with `offset` (2,) added."""
         self._mask_outside()
         self.draw.rectangle(self.ground, outline=INK, width=FINE)
         self.draw.text((self.left, FINE * 14), title[0], fill=INK, font=_font(30))
@@ -204,7 +205,7 @@ class _Canvas:
         x, y = float(self.left), self.ground[3] + FINE * 34
         for kind, text in legend:
             x = self._legend_entry(kind, text, x, y)
-        self._scale_bar(self.ground[3] + FINE * 76)
+        self._scale_bar(self.ground[3] + FINE * 76, offset)
 
     def finished(self) -> Image.Image:
         return self.image.reduce(FINE)
@@ -226,7 +227,7 @@ class _Canvas:
         self.draw.text((start, y), text, fill=INK, font=_font(17), anchor="lm")
         return start + self.draw.textlength(text, font=_font(17)) + FINE * 30
 
-    def _scale_bar(self, y: float) -> None:
+    def _scale_bar(self, y: float, offset: NDArray[np.float64]) -> None:
         """A round length of about a sixth of the width."""
         wanted = float(self.high[0] - self.low[0]) / 6
         power = 10 ** math.floor(math.log10(wanted))
@@ -236,7 +237,7 @@ class _Canvas:
         for x in (x0, x1):
             self.draw.line((x, y - FINE * 6, x, y + FINE * 6), fill=INK, width=FINE * 2)
         digits = max(2 - math.floor(math.log10(float((self.high - self.low).max()))), 0)
-        left, lower = (f"{edge:.{digits}f}" for edge in self.low)
+        left, lower = (f"{edge:.{digits}f}" for edge in self.low + offset)
         label = f"{length:g} scene unit{'s' * (length != 1)}; left edge {left}, lower edge {lower}"
         self.draw.text((x1 + FINE * 14, y), label, fill=INK, font=_font(17), anchor="lm")
 

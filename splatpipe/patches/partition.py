@@ -70,7 +70,7 @@ def survey(scene: Scene, settings: PatchingSettings) -> Survey:
             f"{scene.n_points:,} points; check that model and points belong together"
         )
     ground = Ground(scene, positions, outliers.points, seen, training)
-    return Survey(ground, frame, outliers, holdout, _layout(settings, positions))
+    return Survey(ground, frame, outliers, holdout, _layout(settings, positions, frame.ground(scene.offset)))
 
 
 def split(scene: Scene, settings: PatchingSettings) -> Split:
@@ -95,13 +95,15 @@ def split(scene: Scene, settings: PatchingSettings) -> Split:
     return Split(patches, frame, holdout, unused, tuple(findings))
 
 
-def _layout(settings: PatchingSettings, positions: NDArray[np.float64]) -> Layout | list[Ring] | None:
-    """The cuts or polygons that the user has decided on, if any."""
+def _layout(
+    settings: PatchingSettings, positions: NDArray[np.float64], offset: NDArray[np.float64]
+) -> Layout | list[Ring] | None:
+    """The cuts or polygons that the user has decided on, if any; polygons less the ground `offset` (2,)."""
     if settings.grid is not None:
         return grid_layout(*settings.grid, positions)
     if settings.cells is None:
         return None
-    rings = drawn_rings(settings.cells)
+    rings = drawn_rings(settings.cells, offset)
     return straight_cuts(rings) or rings
 
 

@@ -47,6 +47,7 @@ class Scene:
     track_cameras: NDArray[np.int32]  # (T,) index of the observing camera
     track_xy: NDArray[np.float32]  # (T, 2) the observation, pixels
     mask_dir: Path | None = None  # where `scene.masks.mask_paths` finds masks of images; None: there are none
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)  # taken off: a position in the model is ours + this
 
     @cached_property
     def centers(self) -> NDArray[np.float64]:

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.findings import Finding, Severity
+from splatpipe.scene.offset import Precision, precision
 from splatpipe.scene.tracks import observation_counts, point_of_observation
 
 FAR = 10.0  # times the median distance from the median position
 FEW_POINTS = 1_000
-SAMPLE = 100_000  # observations that stand for all
 SHORT_TRACKS = 3.0
 BAD_ERROR = 2.0  # pixels
 BEHIND = 0.5  # share of a camera's own points behind it, above which it faces away
@@ -22,6 +22,7 @@ FOCAL_SPREAD = 1.5  # of the focal lengths of equally sized images, largest over
 
 def check_scene(scene: Scene) -> list[Finding]:
     """Findings about cameras, points, tracks, intrinsics, units and the origin, in this order."""
+    known = precision(scene)
     checks = (
         _outlier_cameras(scene),
         _facing_away(scene),
@@ -32,8 +33,8 @@ def check_scene(scene: Scene) -> list[Finding]:
         _tracks(scene),
         _reprojection(scene),
         *_intrinsics(scene),
-        _units(scene),
-        _far_from_origin(scene),
+        _units(scene, known),
+        _far_from_origin(known),
     )
     return [finding for finding in checks if finding]
 
@@ -185,36 +186,26 @@ def _focal_spread(scene: Scene) -> list[Finding]:
     return findings
 
 
-def _units(scene: Scene) -> Finding | None:
+def _units(scene: Scene, known: Precision) -> Finding | None:
     if not len(scene.track_cameras):
         return None
-    depth = float(np.median(np.linalg.norm(np.subtract(*_sampled_sights(scene)), axis=1)))
     low, high = UNITS
-    if low <= depth <= high:
-        return None
-    message = f"the median distance from a camera to its points is {depth:.3g} scene units; training normalises that"
-    return Finding("units", "note", message, {"median_distance": depth})
-
-
-def _far_from_origin(scene: Scene) -> Finding | None:
-    """Positions so far from 0 that the single precision of splat files shows."""
-    if not len(scene.track_cameras):
-        return None
-    depth = float(np.median(np.linalg.norm(np.subtract(*_sampled_sights(scene)), axis=1)))
-    far = float(np.abs(np.median(scene.points, axis=0)).max())
-    pixel, step = depth / float(np.median(scene.Ks[:, 0, 0])), float(np.spacing(np.float32(far)))
-    if step <= pixel / 2:
+    if low <= known.depth <= high:
         return None
     message = (
-        f"the scene lies {far:,.0f} units from the origin, where splat files (single precision) know positions to "
-        f"{step:.2g} units only, and a pixel covers {pixel:.2g}: take a round offset off the model first (colmap "
-        "model_transformer), and give it back with splatpipe export --georeference"
+        f"the median distance from a camera to its points is {known.depth:.3g} scene units; training normalises that"
     )
-    return Finding("far_from_origin", "warning", message, {"distance": far, "precision": step, "pixel": pixel})
+    return Finding("units", "note", message, {"median_distance": known.depth})
 
 
-def _sampled_sights(scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(S, 3) points and the centres of the cameras that observe them, from all over the tracks."""
-    some = np.arange(0, len(scene.track_cameras), max(len(scene.track_cameras) // SAMPLE, 1))
-    points = np.searchsorted(scene.track_offsets, some, side="right") - 1
-    return scene.points[points], scene.centers[scene.track_cameras[some]]
+def _far_from_origin(known: Precision) -> Finding | None:
+    """Positions that are left so far from 0 that the single precision of splat files shows."""
+    if known.step <= known.pixel / 2:
+        return None
+    message = (
+        f"the scene lies {known.distance:,.0f} units from the origin, where splat files (single precision) know "
+        f"positions to {known.step:.2g} units only, and a pixel covers {known.pixel:.2g}; scene.offset: auto takes a "
+        "round offset off"
+    )
+    numbers = {"distance": known.distance, "precision": known.step, "pixel": known.pixel}
+    return Finding("far_from_origin", "warning", message, numbers)

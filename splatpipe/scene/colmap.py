@@ -20,6 +20,7 @@ from splatpipe.scene.findings import Finding
 from splatpipe.scene.intrinsics import pinhole_matrix, rescaled
 from splatpipe.scene.masks import with_masks
 from splatpipe.scene.model import Model, rows_of_ids
+from splatpipe.scene.offset import Offset, near_origin
 from splatpipe.scene.text import read_text
 from splatpipe.scene.tracks import group, kept_tracks
 from splatpipe.scene.writing import Tracks, write_tracks
@@ -43,12 +44,14 @@ def read_scene(
     missing_images: Literal["error", "skip"] = "error",
     masks: str | None = None,
     outside_links: Literal["refuse", "follow"] = "refuse",
+    offset: Literal["auto"] | Offset = "auto",
 ) -> SceneReading:
     """Read the COLMAP model and the image headers of the scene folder `root`.
 
     `images` names the image folder below `root`; intrinsics follow if all its images are smaller by one factor.
     With `missing_images="skip"` cameras whose file is not there are left out. `masks` names the folder of masks
     below `root`. Images that are links to a place outside the scene are refused, unless `outside_links="follow"`.
+    `offset` is taken off all positions: the one given, or a round one for a scene far from the origin.
     Raises `SceneError`.
     """
     model_dir = find_model(root)
@@ -69,7 +72,8 @@ def read_scene(
         more.append(Finding("rescaled_images", "note", message, {"scale": scale}))
         scene = rescaled(scene, sizes)
     scene, of_masks = with_masks(scene, root, masks, model_sizes)
-    return SceneReading(scene, tuple(findings + more + of_masks))
+    scene, of_place = near_origin(scene, offset)
+    return SceneReading(scene, tuple(findings + more + of_masks + of_place))
 
 
 def find_model(root: Path) -> Path:

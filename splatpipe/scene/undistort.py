@@ -64,7 +64,7 @@ def undistort(
             write_json(temporary / KEY_FILE, {"key": key})
     images = cache / "images"
     undistorted = assemble(read_model(cache / "sparse"), cache / "sparse", images)[0]
-    return undistorted if scene.mask_dir is None else replace(undistorted, mask_dir=cache / "masks")
+    return replace(undistorted, mask_dir=cache / "masks" if scene.mask_dir else None, offset=scene.offset)
 
 
 def _key(scene: Scene) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -105,6 +105,19 @@ _ANTIALIASED = "antialiased, blur "
 def antialiased_comment(blur: float) -> str:
     """The comment by which `PlyHeader.antialiased` knows a splat trained antialiased with this blur (px^2)."""
     return f"{_ANTIALIASED}{blur:g}"
+
+
+_OFFSET = ("offsetx ", "offsety ", "offsetz ")  # as drone and lidar software names it in PLY files
+
+
+def offset_comments(offset: Sequence[float]) -> list[str]:
+    """The comments that say what (3,) is to be added to all positions; none for zeros."""
+    return [f"{name}{float(value)!r}" for name, value in zip(_OFFSET, offset, strict=True)] if any(offset) else []
+
+
+def without_offset(comments: Iterable[str]) -> list[str]:
+    """The comments without those of `offset_comments`."""
+    return [comment for comment in comments if not comment.startswith(_OFFSET)]
 
 
 def degree_of(rest: int) -> int:
