@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from splatpipe.budget import predicted
 from splatpipe.config import Config
 from splatpipe.crew import Crew
 from splatpipe.entries import Outcome
-from splatpipe.errors import SplatpipeError
+from splatpipe.errors import EnvironmentProblem, SplatpipeError
 from splatpipe.executors.base import Executor, Need, Slot
 from splatpipe.executors.scheduler import Rank, Scheduler, Start
 from splatpipe.executors.slurm import end_recorded_job
@@ -45,12 +45,21 @@ class PatchResult:
     stop_run: bool = False
 
 
-def evaluation_device(config: Config) -> str:
-    """Where splats are rendered for evaluation: on a GPU where `training.device` allows it and gsplat can."""
-    wanted = config.training.device
-    if wanted == "cpu" or "cuda" not in GsplatTrainer().probe().capabilities:
+def evaluation_device(config: Config, say: Callable[[str], None], stop: threading.Event | None = None) -> str:
+    """Where this process renders splats for evaluation: on a GPU where `training.device` allows it and gsplat can.
+
+    May take minutes, when gsplat compiles for the first time; `say` is told, and why it is the CPU where gsplat fails.
+    """
+    wanted, gsplat = config.training.device, GsplatTrainer()
+    if wanted == "cpu" or "cuda" not in gsplat.probe().capabilities:
         return "cpu"
-    return wanted if ":" in wanted else "cuda:0"
+    device = wanted if ":" in wanted else "cuda:0"
+    try:
+        gsplat.prepare_here(device, say, stop or threading.Event())
+    except EnvironmentProblem as problem:
+        say(f"splats are rendered on the CPU, because {problem}")
+        return "cpu"
+    return device
 
 
 class TrainingStage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 from doubles.make_request import make_request
 
+from splatpipe.config import load_config
 from splatpipe.errors import EnvironmentProblem, Interrupted
+from splatpipe.trainers import gsplat_build, gsplat_mcmc
+from splatpipe.trainers.base import TrainerInfo
 from splatpipe.trainers.gsplat_build import STALE_S, build_environment, ensure_built, first_error
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
+from splatpipe.training import evaluation_device
 
 NINJA = """
 [1/3] nvcc -c RelocationCUDA.cu -o RelocationCUDA.cuda.o
@@ -91,6 +96,15 @@ def test_a_failed_compile_shows_the_first_error_of_the_compiler(environment: dic
         ("nvcc fatal   : Unsupported gpu architecture 'compute_121'\nbye", "nvcc fatal   : Unsupported gpu"),
         ("/bin/sh: 1: nvcc: not found\nRuntimeError: Error building", "/bin/sh: 1: nvcc: not found"),
         ("Traceback\nRuntimeError: Ninja is required to load C++ extensions", "RuntimeError: Ninja is required"),
+        (
+            "gsplat: No CUDA toolkit found. gsplat will be disabled.\nTraceback\nAttributeError: 'NoneType' object",
+            "no CUDA toolkit was found",
+        ),
+        (
+            "Traceback (most recent call last):\n  File x\nRuntimeError: \nThe detected CUDA version (12.4) mismatches"
+            " the version that was used to compile\nPyTorch (13.0). Please make sure to use the same CUDA versions.\n",
+            "RuntimeError: The detected CUDA version (12.4) mismatches the version that was used to compile PyTorch",
+        ),
         ("", ""),
     ],
 )
@@ -130,7 +144,41 @@ def test_only_the_architectures_that_are_here_are_compiled(tmp_path: Path) -> No
     assert found["TORCH_CUDA_ARCH_LIST"] == "8.6;9.0"
     assert int(found["MAX_JOBS"]) >= 1
     mine = {"PATH": str(tmp_path), "TORCH_CUDA_ARCH_LIST": "7.5", "MAX_JOBS": "3"}
-    assert build_environment(mine) == mine
+    assert build_environment(mine).items() >= {"TORCH_CUDA_ARCH_LIST": "7.5", "MAX_JOBS": "3"}.items()
+
+
+def executable(path: Path, text: str = "#!/bin/sh\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_ninja_beside_python_is_found_though_nobody_activated_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `make demo`, which calls .venv/bin/splatpipe: torch asks the PATH for ninja, and it is not there."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    assert build_environment({"PATH": str(tmp_path)})["PATH"] == str(tmp_path)
+    ninja = executable(tmp_path / "venv" / "bin" / "ninja")
+    assert shutil.which("ninja", path=build_environment({"PATH": str(tmp_path)})["PATH"]) == str(ninja)
+    own = executable(tmp_path / "ninja")
+    assert shutil.which("ninja", path=build_environment({"PATH": str(tmp_path)})["PATH"]) == str(own)
+
+
+def test_a_wrapper_of_nvcc_does_not_hide_the_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes the folder above nvcc's for the toolkit: with a script in /usr/local/bin no header is found."""
+    toolkit = tmp_path / "cuda-13.0"
+    (toolkit / "include").mkdir(parents=True)
+    (toolkit / "include" / "cuda_runtime.h").touch()
+    executable(toolkit / "bin" / "nvcc")
+    executable(tmp_path / "local" / "bin" / "nvcc")
+    monkeypatch.setattr(gsplat_build, "TOOLKITS", (tmp_path / "nowhere", toolkit))
+    wrapper = {"PATH": str(tmp_path / "local" / "bin")}
+    assert build_environment(wrapper)["CUDA_HOME"] == str(toolkit)
+    assert "CUDA_HOME" not in build_environment({"PATH": str(toolkit / "bin")})
+    assert build_environment(wrapper | {"CUDA_HOME": "/mine"})["CUDA_HOME"] == "/mine"
+    assert "CUDA_HOME" not in build_environment({"PATH": str(tmp_path)})
 
 
 def test_a_machine_without_a_driver_leaves_the_choice_to_torch(tmp_path: Path) -> None:
@@ -149,3 +197,32 @@ def test_children_compile_with_the_flags_of_the_build(tmp_path: Path, monkeypatc
     assert (on_gpu.env["TORCH_CUDA_ARCH_LIST"], on_gpu.env["CUDA_VISIBLE_DEVICES"]) == ("9.0", "1")
     on_cpu = trainer.command(make_request(tmp_path / "b"))
     assert "TORCH_CUDA_ARCH_LIST" not in on_cpu.env
+
+
+def test_whoever_renders_for_evaluation_has_the_flags_of_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """splatpipe itself renders hold-out views; with other flags torch would compile for minutes, for it and back."""
+    executable(tmp_path / "nvidia-smi", "#!/bin/sh\necho 9.0\n")
+    monkeypatch.setattr(os, "environ", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    monkeypatch.setattr(GsplatTrainer, "probe", lambda self: TrainerInfo("gsplat", True, "", "", frozenset({"cuda"})))
+    monkeypatch.setattr(GsplatTrainer, "_ready", set())
+    built: list[dict[str, str]] = []
+    monkeypatch.setattr(gsplat_mcmc, "ensure_built", lambda environment, say, stop: built.append(dict(environment)))
+    config = load_config(None, ["training.device=cuda:1"])
+    assert [evaluation_device(config, ignore) for _ in range(2)] == ["cuda:1"] * 2
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in built] == ["1"], "once, and on that device"
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == built[0]["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_evaluation_goes_to_the_cpu_where_gsplat_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(environment: dict[str, str], say: object, stop: object) -> None:
+        raise EnvironmentProblem("gsplat does not work on this GPU: no CUDA toolkit was found")
+
+    monkeypatch.setattr(GsplatTrainer, "probe", lambda self: TrainerInfo("gsplat", True, "", "", frozenset({"cuda"})))
+    monkeypatch.setattr(GsplatTrainer, "_ready", set())
+    monkeypatch.setattr(gsplat_mcmc, "ensure_built", broken)
+    said: list[str] = []
+    assert evaluation_device(load_config(None, []), said.append) == "cpu"
+    assert said[0].startswith("splats are rendered on the CPU, because gsplat does not work on this GPU")

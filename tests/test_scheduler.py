@@ -10,10 +10,14 @@ import pytest
 
 from splatpipe.errors import EnvironmentProblem
 from splatpipe.executors.base import Need, Slot
+from splatpipe.executors.choose import Demand, local_slots
 from splatpipe.executors.gpus import SETTLE_S, GpuGate, Use
 from splatpipe.executors.local import LocalExecutor
 from splatpipe.executors.scheduler import Finished, Rank, Scheduler, Start
+from splatpipe.executors.settings import ExecutorSettings
 from splatpipe.executors.slots import cpu_slots, gpu_slots
+from splatpipe.trainers.base import TrainerInfo
+from splatpipe.trainers.devices import visible_devices
 
 CPU = Slot("cpu", 1)
 GIB = 1 << 30
@@ -174,6 +178,23 @@ def test_a_caller_that_leaves_early_does_not_leave_work_behind() -> None:
 def test_an_executor_without_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one slot"):
         LocalExecutor([], Function(print), threading.Event())  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    info = TrainerInfo("gsplat", True, "", "", frozenset({"cpu", "cuda"}))
+    slots = local_slots(ExecutorSettings(jobs=1), Demand("cuda:1", 0, 0, 0.0), info)
+    assert [slot.device for slot in slots] == ["cuda:1"]
+    with pytest.raises(EnvironmentProblem, match=r"training.device is cuda:2, but the GPUs here are cuda:0, cuda:1"):
+        local_slots(ExecutorSettings(), Demand("cuda:2", 0, 0, 0.0), info)
+
+
+def test_a_child_sees_the_gpu_that_its_parent_counts() -> None:
+    assert visible_devices("cuda:1", {})["CUDA_VISIBLE_DEVICES"] == "1"
+    assert visible_devices("cuda", {"CUDA_VISIBLE_DEVICES": "3, 5"})["CUDA_VISIBLE_DEVICES"] == "3"
+    assert visible_devices("cuda:1", {"CUDA_VISIBLE_DEVICES": "3, 5"})["CUDA_VISIBLE_DEVICES"] == "5"
+    assert visible_devices("cuda:0", {"CUDA_VISIBLE_DEVICES": "MIG-1a,MIG-2b"})["CUDA_VISIBLE_DEVICES"] == "MIG-1a"
+    assert visible_devices("cpu", {"CUDA_VISIBLE_DEVICES": "3"})["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_device_with_fewer_attempts_comes_first() -> None:

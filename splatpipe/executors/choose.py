@@ -37,7 +37,10 @@ def local_slots(settings: ExecutorSettings, demand: Demand, info: TrainerInfo) -
         raise EnvironmentProblem(f"training.device is {wanted}, which is not here ({info.detail}); make it auto or cpu")
     import torch
 
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if wanted in ("auto", "cuda") else [wanted]
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if wanted not in ("auto", "cuda", *devices):
+        raise EnvironmentProblem(f"training.device is {wanted}, but the GPUs here are {', '.join(devices)}")
+    devices = devices if wanted in ("auto", "cuda") else [wanted]
     return gpu_slots(devices, settings.jobs, settings.per_gpu, demand.threads)
 
 

@@ -180,6 +180,9 @@ class Training:
         self.data, self.job, self.settings, self.report = data, job, job.settings, report
         self.observer: Observer | None = None
         self.device = torch.device(job.device)
+        if self.device.type == "cuda":
+            # SSIM's variances are small differences of large numbers; TensorFloat-32, cuDNN's default, has 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
         self.key = job.key(data)
         self.step = 0
         self.health = Health()

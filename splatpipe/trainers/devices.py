@@ -10,7 +10,7 @@ def visible_devices(device: str, environment: Mapping[str, str]) -> dict[str, st
     env = dict(environment)
     if device.startswith("cuda"):
         visible = env.get("CUDA_VISIBLE_DEVICES", "")
-        devices = visible.split(",") if visible else []
+        devices = [one.strip() for one in visible.split(",")] if visible else []
         index = int(device.partition(":")[2] or 0)
         env["CUDA_VISIBLE_DEVICES"] = devices[index] if devices else str(index)
     else:

@@ -8,6 +8,7 @@ on which later ones wait for ever (trainers.md, B5).
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -30,6 +31,10 @@ STALE_S = 600.0  # a lock beside which nothing has been written for so long belo
 TELL_AFTER_S, TELL_EVERY_S = 10.0, 60.0
 BYTES_PER_JOB = 4 << 30  # of one nvcc
 COMPILER_ERROR = re.compile(r"(?:^|[\s:])(?:fatal )?error(?: ?#?\w+)?:|nvcc fatal|: not found$")
+PYTHON_ERROR = re.compile(r"^[\w.]*(?:Error|Exception)\b")
+NO_TOOLKIT = "No CUDA toolkit found"  # gsplat says so and goes on without its kernels
+TOOLKIT_HEADER = Path("include", "cuda_runtime.h")
+TOOLKITS = (Path("/usr/local/cuda"), Path("/opt/cuda"))
 
 PROBE = """
 import torch, gsplat
@@ -46,14 +51,35 @@ assert center > 0.9, f"the centre of a white Gaussian came out as {center}"
 def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` with the architectures that are present and a bearable number of compilers, unless it says both.
 
-    Build and children must agree on it: torch compiles anew when the flags differ.
+    With ninja on the PATH, too, and CUDA_HOME where torch would guess a folder without the toolkit's headers. Build,
+    children, and whoever else renders with gsplat must agree on it: torch compiles anew when the flags differ.
     """
-    found = dict(environment)
+    found = dict(environment) | _ninja(environment) | _toolkit(environment)
     if "TORCH_CUDA_ARCH_LIST" not in found and (present := _architectures(environment)):
         found["TORCH_CUDA_ARCH_LIST"] = ";".join(present)
     jobs = min(usable_cores(), psutil.virtual_memory().available // BYTES_PER_JOB)
     found.setdefault("MAX_JOBS", str(max(1, jobs)))
     return found
+
+
+def _ninja(environment: Mapping[str, str]) -> dict[str, str]:
+    """The PATH with ninja on it: pip puts it beside this Python, where torch looks only in an activated environment."""
+    path, beside = environment.get("PATH", os.defpath), str(Path(sys.executable).parent)
+    if shutil.which("ninja", path=path) or not shutil.which("ninja", path=beside):
+        return {}
+    return {"PATH": f"{path}{os.pathsep}{beside}"}
+
+
+def _toolkit(environment: Mapping[str, str]) -> dict[str, str]:
+    """CUDA_HOME, if torch would get it wrong: it takes the folder above that of `nvcc`, be that a mere wrapper."""
+    if environment.get("CUDA_HOME") or environment.get("CUDA_PATH"):
+        return {}
+    nvcc = shutil.which("nvcc", path=environment.get("PATH"))
+    if nvcc is None or (Path(nvcc).parents[1] / TOOLKIT_HEADER).exists():
+        return {}
+    places = (Path(nvcc).resolve().parents[1], *TOOLKITS)
+    home = next((place for place in places if (place / TOOLKIT_HEADER).exists()), None)
+    return {"CUDA_HOME": str(home)} if home else {}
 
 
 def _architectures(environment: Mapping[str, str]) -> list[str]:
@@ -104,9 +130,14 @@ def ensure_built(
 
 
 def first_error(text: str) -> str:
-    """The first line in which a compiler complains, else the last line: torch's own report buries the cause."""
+    """The first line in which a compiler complains, else what Python ended with: torch's report buries the cause."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if COMPILER_ERROR.search(line)), lines[-1] if lines else "")
+    if NO_TOOLKIT in text:
+        return "no CUDA toolkit was found (nvcc is not on the PATH, and CUDA_HOME names none)"
+    if complaint := next((line for line in lines if COMPILER_ERROR.search(line)), None):
+        return complaint
+    last = max((i for i, line in enumerate(lines) if PYTHON_ERROR.match(line)), default=len(lines) - 1)
+    return " ".join(lines[last:])
 
 
 @contextlib.contextmanager

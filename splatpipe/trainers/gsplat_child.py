@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from splatpipe.splatting.views import DecodedViews
 
 STANDBY = "--standby"
+EXIT_CRASHED = 1
 EXIT_GUARD = 3
 EXIT_STOPPED = 143
 
@@ -116,7 +118,12 @@ def _train(path: Path, laps: Laps, stop: StopSignal, decoded: DecodedViews | Non
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    try:
+        status = main(sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        status = EXIT_CRASHED
     sys.stdout.flush()
-    # Skip interpreter teardown: decoder threads and CUDA unloading can turn a finished run into a crash.
+    # Skip interpreter teardown: decoder threads and CUDA unloading can turn a finished run into a crash, and hang or
+    # abort after an error of the GPU.
     os._exit(status)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 from splatpipe.trainers.base import Command, TrainerInfo, TrainRequest
 from splatpipe.trainers.devices import visible_devices
@@ -22,6 +22,7 @@ class GsplatTrainer:
 
     name = "gsplat"
     ignored: frozenset[str] = frozenset()
+    _ready: ClassVar[set[str]] = set()  # devices on which this process has had a picture rendered
 
     def probe(self) -> TrainerInfo:
         """CPU training is always there; CUDA training when torch sees a GPU and gsplat is installed."""
@@ -36,8 +37,14 @@ class GsplatTrainer:
 
     def prepare(self, device: str, say: Callable[[str], None], stop: threading.Event) -> None:
         """Have gsplat's kernels compiled, and a picture rendered with them, before any child needs them."""
-        if device.startswith("cuda"):
+        if device.startswith("cuda") and device not in self._ready:
             ensure_built(visible_devices(device, self._cuda_environment), say, stop=stop)
+            self._ready.add(device)
+
+    def prepare_here(self, device: str, say: Callable[[str], None], stop: threading.Event) -> None:
+        """The same for this very process, which gets the children's flags: with others torch would compile again."""
+        self.prepare(device, say, stop)
+        os.environ.update(self._cuda_environment)
 
     @cached_property
     def _cuda_environment(self) -> dict[str, str]:
