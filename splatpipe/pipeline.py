@@ -85,7 +85,7 @@ def run(
             raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
         outcomes = _outcomes(plan, ledger)
         if merge and any(outcome.trained for outcome in outcomes.values()):
-            device = evaluation_device(config, _say, stop)
+            device = evaluation_device(config, say, stop)
             _merge(plan, options, ledger, device, fresh=bool(waiting), should_stop=stop.is_set)
         _tell_failures(outcomes, ledger)
         return _exit_code(outcomes)
@@ -93,7 +93,7 @@ def run(
 
 def merge(options: RunOptions, only: str | None = None) -> int:
     """Merge what is trained, again; or the patches named by `only` into a file beside it. Gives the exit code."""
-    device = evaluation_device(options.config, _say)
+    device = evaluation_device(options.config, say)
     with _prepared(options) as (plan, ledger):
         if only is not None:
             if not patch_ids(only):
@@ -110,7 +110,7 @@ def merge(options: RunOptions, only: str | None = None) -> int:
 
 def judge(options: RunOptions) -> dict[str, Any]:
     """How good the merged splat and each patch are on hold-out views, as data; also kept in the run folder."""
-    device = evaluation_device(options.config, _say)
+    device = evaluation_device(options.config, say)
     with _prepared(options) as (plan, ledger):
         return evaluate(plan, options.layout, ledger, options.config, device)
 
