@@ -236,6 +236,65 @@ def test_a_stop_is_an_interruption_and_the_next_start_is_clean(tmp_path: Path) -
     assert recover(slow, again.request) is not None
 
 
+SAVING = replace(SETTINGS, checkpoint_every=100)  # 1500 steps, so a checkpoint each 250
+
+
+@pytest.mark.parametrize(("version", "torn"), [("0.3", True), ("0.5.0", False), ("0.5.2", True)])
+def test_a_killed_run_goes_on_from_the_builds_own_checkpoint(tmp_path: Path, version: str, torn: bool) -> None:
+    request = lichtfeld_request(tmp_path, settings=SAVING)
+    dying = {"torn_at": 1000} if torn else dies("kill", 1100)
+    killed, _ = attempt(tmp_path, version, request, **dying)
+    assert (killed.failure, killed.exit_status) == (FailureClass.KILLED, -signal.SIGKILL)
+    again, events = attempt(tmp_path, version, request)  # the same attempt, as after a kill of splatpipe
+    assert (again.failure, again.warnings, again.last_step, again.gaussians) == (None, (), 1500, GROWN)
+    assert again.health["resumed_from"] == (750 if torn else 1000)
+    assert min(event["step"] for event in events if event["event"] == "step") > again.health["resumed_from"]
+    assert not list((request.out / "lichtfeld").rglob("*.resume"))
+
+
+def test_the_attempt_after_a_kill_goes_on_from_the_checkpoint_of_the_one_before(tmp_path: Path) -> None:
+    killed, _ = attempt(tmp_path, "0.5.2", lichtfeld_request(tmp_path, settings=SAVING), **dies("kill", 1300))
+    decision = next_request(killed.request, [killed], RetrySettings())
+    assert decision.request is not None
+    second, _ = attempt(tmp_path, "0.5.2", decision.request, **dies("kill", 1400))
+    assert second.health["resumed_from"] == 1250
+    third, _ = attempt(tmp_path, "0.5.2", decision.request)  # the second had none of its own yet
+    assert (third.failure, third.health["resumed_from"], third.gaussians) == (None, 1250, GROWN)
+
+
+@pytest.mark.parametrize("version", ["oct", "master"])
+def test_a_build_without_resume_files_begins_anew(tmp_path: Path, version: str) -> None:
+    request = lichtfeld_request(tmp_path, settings=SAVING)
+    attempt(tmp_path, version, request, **dies("kill", 1100))
+    again, _ = attempt(tmp_path, version, request)
+    assert (again.failure, again.gaussians) == (None, GROWN)
+    assert "resumed_from" not in again.health
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_from(tmp_path: Path) -> None:
+    request = lichtfeld_request(tmp_path, settings=SAVING)
+    attempt(tmp_path, "0.5.0", request, **dies("kill", 1100))
+    again, _ = attempt(tmp_path, "0.5.0", replace(request, init_scaling=0.3))
+    assert (again.failure, again.gaussians) == (None, GROWN)
+    assert "resumed_from" not in again.health
+
+
+def test_a_build_that_refuses_a_checkpoint_costs_one_attempt_and_begins_anew(tmp_path: Path) -> None:
+    request = lichtfeld_request(tmp_path, settings=SAVING)
+    attempt(tmp_path, "0.3", request, **dies("kill", 1100))
+    newest = request.out / "lichtfeld" / "output" / "checkpoints" / "checkpoint_1000.resume"
+    content = bytearray(newest.read_bytes())
+    content[4] = 9  # of a format that this build does not know
+    newest.write_bytes(content)
+    refused, _ = attempt(tmp_path, "0.3", request)
+    assert refused.failure is FailureClass.UNKNOWN and "Failed to load checkpoint" in str(refused.line)
+    decision = next_request(request, [refused], RetrySettings())
+    assert decision.request is not None
+    anew, _ = attempt(tmp_path, "0.3", decision.request)
+    assert (anew.failure, anew.gaussians) == (None, GROWN)
+    assert "resumed_from" not in anew.health
+
+
 def test_a_build_that_cannot_start_is_a_problem_of_the_machine(tmp_path: Path) -> None:
     result, _ = attempt(tmp_path, start="libraries")
     assert (result.failure, result.exit_status) == (FailureClass.ENVIRONMENT, None)

@@ -17,6 +17,7 @@ from splatpipe.splatting.images import training_size
 from splatpipe.splatting.ply import SplatFileError, antialiased_comment
 from splatpipe.trainers.base import CollectProblem, Command, TrainerInfo, TrainRequest
 from splatpipe.trainers.devices import visible_devices
+from splatpipe.trainers.lichtfeld_checkpoint import Checkpoint, can_resume, newest, same_training, save_steps
 from splatpipe.trainers.lichtfeld_config import IGNORED, complete, read_profile
 from splatpipe.trainers.lichtfeld_dataset import facts, read_patch, stage
 from splatpipe.trainers.lichtfeld_flags import Plan, arguments, width_limit
@@ -61,8 +62,14 @@ class LichtfeldTrainer:
         binary = self._binary
         config = complete(self._profile, request.settings, request.init_scaling)
         model = read_patch(request.patch, request.skip_cameras)
-        files = _Files(request)
-        files.clear()
+        files = _Files(request.out)
+        checkpoint = None
+        if can_resume(binary.flags):
+            saves = save_steps(config["iterations"], request.settings.checkpoint_every)
+            config["save_steps"] = sorted({*config["save_steps"], *saves})
+            checkpoint = files.rescue(request, config)
+        else:
+            files.clear()
         data = stage(request.patch, model, request.skip_cameras, files.data)
         write_json(files.config, config)
         files.output.mkdir(parents=True)
@@ -77,6 +84,7 @@ class LichtfeldTrainer:
             max_width=width_limit(measured.widest, wanted, binary.flags),
             spare_memory=0 < settings.image_cache_gb * GIB < measured.decoded_bytes,
             tile_mode=int(config.get("tile_mode", 1)),
+            resume=checkpoint.path if checkpoint else None,
         )
         used = (*settings.options(), *(["masks"] if request.patch.masks.is_dir() else []))
         options = option_arguments(used, binary.flags)
@@ -102,15 +110,35 @@ class LichtfeldTrainer:
 class _Files:
     """Where an attempt's LFS files are; they are splatpipe's own, and made anew for each start."""
 
-    def __init__(self, request: TrainRequest) -> None:
-        root = request.out.resolve() / "lichtfeld"
+    def __init__(self, out: Path) -> None:
+        root = out.resolve() / "lichtfeld"
         self.root = root
         self.config = root / "config.json"
         self.data = root / "data"
         self.output = root / "output"
+        self.resume = root / "resume"  # the checkpoint that this start goes on from
 
-    def clear(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
+    def rescue(self, request: TrainRequest, config: dict[str, Any]) -> Checkpoint | None:
+        """The furthest checkpoint of earlier starts of the same training; one of this attempt is moved to `resume`.
+
+        Whenever this is cut off, the next start finds that checkpoint again: `config.json` stays until the new one is
+        written, and only what is behind it is cleared away.
+        """
+        starts = [self, *(_Files(files.root) for files in request.continued)]
+        starts = [files for files in starts if same_training(files.config, config)]
+        found = newest([folder for files in starts for folder in (files.output, files.resume)], config["iterations"])
+        if found is not None and found.path.is_relative_to(self.root):
+            self.resume.mkdir(exist_ok=True)
+            found = found.moved(self.resume)
+        self.clear(found)
+        return found
+
+    def clear(self, but: Checkpoint | None = None) -> None:
+        shutil.rmtree(self.data, ignore_errors=True)
+        shutil.rmtree(self.output, ignore_errors=True)
+        for path in self.resume.glob("*"):
+            if but is None or path != but.path:
+                path.unlink()
 
 
 class LichtfeldRun:
@@ -137,7 +165,7 @@ class LichtfeldRun:
         log = self._log
         if log.condemned or log.stopped_at is not None:
             raise CollectProblem(FailureClass.EXPORT_MISSING, f"the run ended early{_at(log.stopped_at)}.")
-        output = _Files(self._request).output
+        output = _Files(self._request.out).output
         aim = aim_of(self._config, self._points)
         try:
             header = find_result(output, aim)
@@ -151,7 +179,7 @@ class LichtfeldRun:
             count = convert(header, aim, request.similarity, request.files.splat, comments)
         except SplatFileError as error:
             raise CollectProblem(FailureClass.EXPORT_MISSING, str(error)) from error
-        shutil.rmtree(output, ignore_errors=True)  # splat.ply holds all of it
+        _Files(request.out).clear()  # splat.ply holds all of it
         done = {"event": "done", "step": aim.iterations, "gaussians": count, "seconds": log.seconds}
         return [*log.flush(), *({"event": "warning", "message": note} for note in notes), done]
 

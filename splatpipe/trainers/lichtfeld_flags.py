@@ -36,6 +36,7 @@ class Plan:
     max_width: int = 0  # pixels of the widest training image; 0: as it is
     spare_memory: bool = False  # the decoded photographs would not fit into the memory allowed for them
     tile_mode: int = 1
+    resume: Path | None = None  # a checkpoint to go on from
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ OPTIONS = (
     # Builds since v0.5.2 train another strategy when the flag is absent, one that ignores init_scaling.
     Option("strategy", lambda plan: "mcmc", needed=True),
     Option("max-cap", lambda plan: str(plan.max_cap), needed=True),
+    Option("resume", lambda plan: str(plan.resume) if plan.resume else None),
     Option("images", lambda plan: "images"),
     Option("max-width", lambda plan: str(plan.max_width) if plan.max_width else None),
     Option("tile-mode", lambda plan: str(plan.tile_mode) if plan.tile_mode != 1 else None),

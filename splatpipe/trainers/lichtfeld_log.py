@@ -20,6 +20,7 @@ COLMAP_READ = re.compile(r"Read (\d+) cameras and (\d+) images from COLMAP")
 TRAINING_IMAGES = re.compile(r"Training with (\d+) images")
 POINTS = re.compile(r"(?:Loaded (\d+) points from COLMAP|Using point cloud with (\d+) points)")
 SCENE_SCALE = re.compile(rf"Scene scale:\s*({NUMBER})", re.IGNORECASE)
+RESTORED = re.compile(r"Restored training state from checkpoint at iteration (\d+)")
 LOOP_STARTS = re.compile(r"Starting training loop")
 RELOCATED = re.compile(r"MCMC: Relocated (\d+) dead Gaussians at iteration (\d+)")
 ADDED = re.compile(r"MCMC: Added (\d+) new Gaussians at iteration (\d+) \(total: (\d+)\)")
@@ -58,6 +59,7 @@ class LogReader:
         self.finished = False  # the final line was seen
         self.stopped_at: int | None = None  # it ended early, on request
         self.condemned = False  # an `error` event was given
+        self.resumed_from: int | None = None
         self._relocation: tuple[int, int] | None = None  # step and count, waiting for what was added
         self._loss: float | None = None
 
@@ -137,14 +139,18 @@ class LogReader:
         message = f"LichtFeld Studio measures a scene scale of {found[1]}, splatpipe {self.expected.scene_scale:.4g}"
         return [_warning(message)]
 
+    def _restored(self, found: re.Match[str]) -> list[Event]:
+        self.resumed_from = int(found[1])
+        return []
+
     def _start(self, found: re.Match[str]) -> list[Event]:
         start = {
             "event": "start",
             "images": self.images,
             "points": self.points,
-            "gaussians": self.points,
+            "gaussians": self.points if self.resumed_from is None else None,
             "scene_scale": self.scene_scale if self.scene_scale == self.scene_scale else None,
-            "resumed_from": None,
+            "resumed_from": self.resumed_from,
         }
         return [start]
 
@@ -181,6 +187,7 @@ class LogReader:
         (TRAINING_IMAGES, _read_images),
         (POINTS, _read_points),
         (SCENE_SCALE, _read_scale),
+        (RESTORED, _restored),
         (LOOP_STARTS, _start),
         (RANDOM_START, _random_start),
         (COMPLETED, _completed),

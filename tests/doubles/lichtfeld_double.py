@@ -10,6 +10,7 @@
   status        exit status after a complete run
   points        how many points it says it has read
   step_seconds  time for each step
+  torn_at       the save step in which it is killed, half of the checkpoint written
   train         really train, through splatpipe's own loop (lichtfeld_training)
 """
 
@@ -29,11 +30,13 @@ if __name__ == "__main__":  # started by its wrapper, not imported by a test
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from doubles.lichtfeld_arguments import Arguments, parse_arguments, read_config
+from doubles.lichtfeld_checkpoints import read_checkpoint, write_checkpoint
 from doubles.lichtfeld_data import Dataset, read_dataset, write_result
 from doubles.lichtfeld_failures import ABORTS, DOES_NOT_START, STEP_FAILED
 from doubles.lichtfeld_versions import FAILURE_STATUS, SUCCESS_LINE, VERSION_TEXT
 
 BETWEEN_LINES = 100  # steps between two refreshes of the bar
+RESUMING = ("0.3", "0.5.0", "0.5.2")  # builds with `.resume` files
 VARIABLE = "LICHTFELD_DOUBLE"
 
 
@@ -89,23 +92,35 @@ class Double:
         print(self.stamp(level, place) + message, flush=True)
 
     def run(self, arguments: Arguments, config: dict[str, Any]) -> int:
-        data, error = self.load(arguments, config)
+        restored = (0, 0)
+        if "resume" in arguments:
+            self.log(f"Resuming from checkpoint: {arguments['resume']}", "application.cpp:81")
+            step, count, config, wrong = read_checkpoint(Path(arguments["resume"]))
+            if wrong:
+                self.log(f"Failed to load checkpoint: {wrong}", "application.cpp:312", "error")
+                return FAILURE_STATUS.get(self.version, 1)
+            restored = (step, count)
+        data, error = self.load(arguments, config, resumed_from=restored[0])
         if error is not None or data is None:
             return self.fail(f"Failed to load dataset: {error}")
         output = Path(arguments["output-path"]) if self.behaviour.get("end") != "in_cwd" else Path.cwd()
         output.mkdir(parents=True, exist_ok=True)
         (output / "training_config.json").write_text(json.dumps(config))
         training = Training(self, arguments, config, data, output)
+        training.restore(*restored)
         if self.version == "master":
             signal.signal(signal.SIGTERM, training.interrupted)
         status = training.run()
         return self.behaviour.get("status", 0) if status is None else status
 
-    def load(self, arguments: Arguments, config: dict[str, Any]) -> tuple[Dataset | None, str | None]:
+    def load(
+        self, arguments: Arguments, config: dict[str, Any], resumed_from: int
+    ) -> tuple[Dataset | None, str | None]:
         """The start-up lines, in the order of trainers.md A5."""
         print(f"LichtFeld Studio\n{VERSION_TEXT.get(self.version, 'version v0.3.0-195-g99ce575e | tag 99ce575e')}")
         self.log("CUDA driver version: 12.8")
-        self.log("Starting headless training...")
+        if not resumed_from:
+            self.log("Starting headless training...")
         self.log(f"Loading dataset from: {arguments['data-path']}")
         data, error = read_dataset(Path(arguments["data-path"]), arguments.get("images", "images"))
         if data is None:
@@ -119,11 +134,15 @@ class Double:
         read = self.behaviour.get("points", len(data.points))
         self.log(f"Loaded {read} points from COLMAP", "colmap.cpp:810")
         self.log("Dataset loaded successfully using COLMAP loader")
-        self.log(f"Using point cloud with {read} points")
-        print(f"Scene scale: {data.scene_scale:.6g}")
-        print(f"Initialized SplatData with:\n  - {read} points")
+        if not resumed_from:
+            self.log(f"Using point cloud with {read} points")
+            print(f"Scene scale: {data.scene_scale:.6g}")
+            print(f"Initialized SplatData with:\n  - {read} points")
         self.log(f"Strategy: {config['strategy']}", "trainer.cpp:310")
         self.log("Trainer initialization complete", "trainer.cpp:400")
+        if resumed_from:
+            self.log(f"Restored training state from checkpoint at iteration {resumed_from}", "trainer.cpp:1260")
+            self.log(f"Resumed from iteration {resumed_from}", "application.cpp:340")
         self.log(f"Starting training loop with {arguments.get('max-width', '3840')} pixels at most", "trainer.cpp:902")
         return data, None
 
@@ -142,6 +161,12 @@ class Training:
         self.loss = 0.25
         self.doom = next((rule for rule in double.behaviour.get("rules", ()) if self.applies(rule)), None)
         self.share = 0.05
+
+    def restore(self, step: int, count: int) -> None:
+        """Go on behind `step`, with the checkpoint's number of steps whatever the command line says."""
+        if step:
+            self.step, self.count = step, count
+            self.total, self.cap = self.config["iterations"], self.config["max_cap"]
 
     def applies(self, rule: dict[str, Any]) -> bool:
         scaling = self.config.get("init_scaling", 0.1)
@@ -178,10 +203,24 @@ class Training:
             if status is not None:
                 return status
         self.refine()
+        self.save()
         # The bar is not drawn at the very end, so the last line of a complete run stands 100 steps short.
         if self.step % BETWEEN_LINES == 0 and self.step < self.total:
             self.draw()
         return None
+
+    def save(self) -> None:
+        """A splat and a checkpoint at each save step but the last, which the end of the run writes."""
+        if self.step not in self.config.get("save_steps", ()) or self.step == self.total:
+            return
+        if self.double.version in RESUMING:
+            torn = self.double.behaviour.get("torn_at") == self.step
+            folder = self.output / "checkpoints"
+            write_checkpoint(folder, self.double.version, self.step, self.count, self.config, torn)
+            if torn:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if self.double.version != "master" and self.double.behaviour.get("end") not in ("no_ply", "project_only"):
+            write_result(self.output / f"splat_{self.step}.ply", self.data, self.count, self.config, "")
 
     def refine(self) -> None:
         c = self.config
