@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Le
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from splatpipe.errors import ConfigError
 from splatpipe.executors.settings import ExecutorSettings
@@ -21,6 +21,7 @@ from splatpipe.export.settings import ExportSettings
 from splatpipe.failures.classify import Catalogue, extended_catalogue
 from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
+from splatpipe.mistakes import Origins, absurd_numbers, unknown_keys, wrong_values
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
 from splatpipe.policy.probe import ProbeSettings
@@ -33,7 +34,6 @@ from splatpipe.yamltext import YamlProblem, compose_yaml, load_yaml
 FILE_NAME = "splat_config.yml"
 PROFILE_FOLDER = "lfs_configs"
 STRICT: Any = {"extra": "forbid"}
-LARGEST = 2.0**53  # from which on not every whole number is one in double precision
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,15 @@ class TrainingSection(TrainSettings):
     __pydantic_config__ = STRICT
 
     trainer: Literal["auto", "gsplat", "lichtfeld"] = "auto"
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"  # auto, cpu, cuda, cuda:1
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: Annotated[int, Ge(0), Le(1024)] = 0  # CPU threads of one training; 0: all there are
     share_cap: bool = True  # give each patch the part of max_cap that its area and points deserve
     lfs_config: str | None = None  # a profile under lfs_configs/
     lfs_binary: str | None = None  # LichtFeld Studio, or its folder; None: $LICHTFELD_BIN, else PATH
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"training.device: must be auto, cpu, cuda or cuda:1 (got {self.device!r})")
 
     def hyper_parameters(self) -> TrainSettings:
         """The part that the training loop knows."""
@@ -116,41 +120,34 @@ class Config:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a key was written: a file with line and column, or the command line."""
-
-    text: str
-
-
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read `path` (None: defaults only), apply `key.sub=value` overrides, validate.
 
     Raises `ConfigError` with every problem in it, each with file:line:column or the override.
     """
     data: dict[str, Any] = {}
-    sources: dict[tuple[str, ...], _Source] = {}
+    origins = Origins()
     problems: list[str] = []
     if path is not None:
-        data = _read_yaml(path, sources, problems)
+        data = _read_yaml(path, origins, problems)
     for override in overrides:
-        _apply_override(data, override, sources, problems)
-    return _validated(data, sources, problems)
+        _apply_override(data, override, origins, problems)
+    return _validated(data, origins, problems)
 
 
 def config_from_dict(data: dict[Any, Any], origin: str) -> Config:
     """Settings that `Config.to_dict` gave, read back from `origin`. Raises `ConfigError`."""
     data = {str(section): values for section, values in data.items()}
-    return _validated(data, {(section,): _Source(origin) for section in data}, [])
+    return _validated(data, Origins({(section,): origin for section in data}), [])
 
 
-def _validated(data: dict[str, Any], sources: Mapping[tuple[str, ...], _Source], problems: list[str]) -> Config:
-    problems = [*problems, *_unknown_keys(data, sources)]
+def _validated(data: dict[str, Any], origins: Origins, problems: list[str]) -> Config:
+    problems = [*problems, *unknown_keys(data, known_keys(), origins)]
     try:
         config = TypeAdapter(Config).validate_python(data)
-        problems += _absurd_numbers(dataclasses.asdict(config), sources)
+        problems += absurd_numbers(dataclasses.asdict(config), origins)
     except ValidationError as error:
-        problems += [_explain(e, sources) for e in error.errors() if e["type"] not in _UNKNOWN_KEY]
+        problems += wrong_values(error, origins)
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -174,10 +171,8 @@ def find_profile(name: str, near: Sequence[Path]) -> Path:
 
 # ------------------------------------------------------------------ reading
 
-_UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 
-
-def _read_yaml(path: Path, sources: dict[tuple[str, ...], _Source], problems: list[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, origins: Origins, problems: list[str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -195,9 +190,9 @@ def _read_yaml(path: Path, sources: dict[tuple[str, ...], _Source], problems: li
         raise ConfigError(f"{path}:1: must hold `key: value` lines at its top")
     for keys, node in _walk(root, ()):
         place = f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-        if keys in sources:
-            problems.append(f"{place}: {'.'.join(keys)}: set twice (first at {sources[keys].text})")
-        sources[keys] = _Source(place)
+        if keys in origins:
+            problems.append(f"{place}: {'.'.join(keys)}: set twice (first at {origins[keys]})")
+        origins[keys] = place
     # A section whose keys are all commented out is there, but empty: that means its defaults.
     return {str(key): {} if value is None else value for key, value in data.items()}
 
@@ -210,9 +205,7 @@ def _walk(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
             yield from _walk(value, keys)
 
 
-def _apply_override(
-    data: dict[str, Any], override: str, sources: dict[tuple[str, ...], _Source], problems: list[str]
-) -> None:
+def _apply_override(data: dict[str, Any], override: str, origins: Origins, problems: list[str]) -> None:
     name, equals, text = override.partition("=")
     keys = tuple(name.strip().split("."))
     if not equals or not all(keys):
@@ -230,10 +223,7 @@ def _apply_override(
             return
         place = inner
     place[keys[-1]] = value
-    sources[keys] = _Source(f"command line {override!r}")
-
-
-# ------------------------------------------------------------------ explaining
+    origins[keys] = f"command line {override!r}"
 
 
 def known_keys() -> dict[str, tuple[str, ...]]:
@@ -242,59 +232,3 @@ def known_keys() -> dict[str, tuple[str, ...]]:
         section.name: tuple(f.name for f in dataclasses.fields(section.default_factory))  # type: ignore[arg-type]
         for section in dataclasses.fields(Config)
     }
-
-
-def _unknown_keys(data: Mapping[str, Any], sources: Mapping[tuple[str, ...], _Source]) -> list[str]:
-    known = known_keys()
-    problems = []
-    for section, values in data.items():
-        if section not in known:
-            problems.append(_unknown((section,), list(known), sources))
-        elif isinstance(values, Mapping):
-            problems += [
-                _unknown((section, str(key)), list(known[section]), sources)
-                for key in values
-                if str(key) not in known[section]
-            ]
-    return problems
-
-
-def _absurd_numbers(value: Any, sources: Mapping[tuple[str, ...], _Source], keys: tuple[str, ...] = ()) -> list[str]:
-    """Numbers that pass every bound of a single setting, and that nothing can reckon with."""
-    if isinstance(value, Mapping):
-        return [line for key, inner in value.items() for line in _absurd_numbers(inner, sources, (*keys, str(key)))]
-    if isinstance(value, list | tuple):
-        return [line for inner in value for line in _absurd_numbers(inner, sources, keys)]
-    if not isinstance(value, int | float) or abs(value) < LARGEST:
-        return []
-    return [f"{_place(keys, sources)}: {'.'.join(keys)}: must be a number below {LARGEST:g} (got {value})"]
-
-
-def _unknown(keys: tuple[str, ...], choices: list[str], sources: Mapping[tuple[str, ...], _Source]) -> str:
-    near = difflib.get_close_matches(keys[-1], choices, n=1, cutoff=0.5)
-    elsewhere = [f"{section}.{keys[-1]}" for section, names in known_keys().items() if keys[-1] in names]
-    if elsewhere:
-        advice = f"did you mean {elsewhere[0]!r}?"
-    elif near:
-        advice = f"did you mean {'.'.join((*keys[:-1], near[0]))!r}?"
-    else:
-        advice = f"known keys are {', '.join(choices)}"
-    return f"{_place(keys, sources)}: {'.'.join(keys)}: unknown key; {advice}"
-
-
-def _explain(error: Any, sources: Mapping[tuple[str, ...], _Source]) -> str:
-    keys = tuple(str(part) for part in error["loc"])
-    shown = [part for part in keys if not part.startswith("function-")]
-    return f"{_place(keys, sources)}: {'.'.join(shown)}: {error['msg']} (got {error['input']!r})"
-
-
-def _place(keys: tuple[str, ...], sources: Mapping[tuple[str, ...], _Source]) -> str:
-    """Where `keys` was written: the place of the key, of one below it, or of the nearest one above."""
-    below = [source.text for written, source in sources.items() if written[: len(keys)] == keys]
-    if below and keys not in sources:
-        return below[0]
-    while keys:
-        if keys in sources:
-            return sources[keys].text
-        keys = keys[:-1]
-    return "settings"
