@@ -60,6 +60,40 @@ def test_all_mistakes_are_told_at_once_each_with_its_place(tmp_path: Path) -> No
     assert any(line.startswith("command line 'training.sh_degree=9'") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training:\n  iterations: 3.5\n", ":2:3: training.iterations: must be a whole number (got 3.5)"),
+        ("training:\n  iterations: 0\n", ":2:3: training.iterations: must be at least 1 (got 0)"),
+        ("training:\n  means_lr: fast\n", ":2:3: training.means_lr: must be a number (got 'fast')"),
+        ("training:\n  antialiased: maybe\n", ":2:3: training.antialiased: must be true or false (got 'maybe')"),
+        ("training:\n  device: gpu\n", ":2:3: training.device: must be auto, cpu, cuda or cuda:1 (got 'gpu')"),
+        ("training: 5\n", ":1:1: training: must be a section: its keys on indented lines below 'training:' (got 5)"),
+        ("scene:\n  images: 5\n", ":2:3: scene.images: must be text (got 5)"),
+        ("health:\n  sinks: wandb\n", ":2:3: health.sinks: must be a list (got 'wandb')"),
+        ("health:\n  scene_scale: [5]\n", ":2:3: health.scene_scale.1: an entry is missing (got [5])"),
+        ("patching:\n  grid: [1, 2, 3]\n", ":2:3: patching.grid: must have at most 2 entries (got [1, 2, 3])"),
+        ("patching:\n  frame: zx\n", ":2:3: patching.frame: must be 'auto', 'xy', 'xz' or 'yz' (got 'zx')"),
+        ("patching:\n  cells: [[[0, a]]]\n", ":2:3: patching.cells.0.0.1: must be a number (got 'a')"),
+        (
+            "patching:\n  buffer: 0.1\n  holdout_every: 1\n",
+            ":3:3: patching.holdout_every: 1 would keep every view from training; use 0 or at least 2",
+        ),
+        ("init_scaling:\n  rungs: [0.4, 0.1]\n", ":2:3: init_scaling.rungs must ascend, got [0.4, 0.1]"),
+        ("executor:\n  kind: lsf\n", ":2:3: executor.kind: must be 'local', 'ray' or 'slurm' (got 'lsf')"),
+        (
+            "training.seed: 3\n",
+            ":1:1: training.seed: unknown key; in a file, write 'seed:' on an indented line below 'training:'",
+        ),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_place_and_what_would_be_right(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    path = written(tmp_path, text)
+    assert problem(path) == f"{path}{expected}"
+
+
 def test_a_key_set_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "training:\n  seed: 1\n  seed: 2\n")
     assert problem(path) == f"{path}:3:3: training.seed: set twice (first at {path}:2:3)"
