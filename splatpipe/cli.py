@@ -18,6 +18,7 @@ from rich.console import Console
 from splatpipe import __version__
 from splatpipe.console import say
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, SplatpipeError
+from splatpipe.surroundings import check_memory, prepare_streams, short_of_memory
 
 app = typer.Typer(
     name="splatpipe",
@@ -362,6 +363,8 @@ def main() -> None:
     """Entry point: turns what a user can cause into one sentence and an exit code."""
     before = signal.signal(signal.SIGTERM, _terminate)  # commands that can be stopped with care have their own
     try:
+        prepare_streams()
+        check_memory()
         app(standalone_mode=True)
     except (Interrupted, KeyboardInterrupt) as error:
         say(str(error) or "stopped")
@@ -369,10 +372,8 @@ def main() -> None:
     except SplatpipeError as error:
         _explain(error)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
     except MemoryError as error:
-        _explain(EnvironmentProblem(f"not enough memory ({error}); lower what the settings ask for, or free some"))
+        _explain(short_of_memory(str(error)))
         sys.exit(EnvironmentProblem.exit_code)
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splatpipe.config import Config, config_from_dict, find_config, load_config
 from splatpipe.console import say
+from splatpipe.errors import ConfigError
 from splatpipe.layout import RunLayout
 from splatpipe.runfolder import read_run
 from splatpipe.storage.address import parse_address
@@ -44,6 +45,8 @@ class RunOptions:
         path = config_file or find_config(scene)
         config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])])
         layout = RunLayout((out or scene / "splatpipe" / "default").expanduser().resolve())
+        _check_name(scene)
+        _check_name(layout.root)
         folders = tuple(dict.fromkeys([path.resolve().parent if path else Path.cwd(), scene, Path.cwd(), SOURCE]))
         return cls(scene, layout, config, folders, patch_ids(retrain), batch)
 
@@ -59,6 +62,17 @@ class RunOptions:
             run["settings"].setdefault("executor", {})["kind"] = executor
         config = config_from_dict(run["settings"], str(layout.run_yml))
         return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), SOURCE), patch_ids(retrain))
+
+
+def _check_name(folder: Path) -> None:
+    """ConfigError for a folder whose name no file that names it could hold."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{folder}: its name is no UTF-8, or this shell's locale does not know its letters; "
+            "rename the folder, or set LC_ALL=C.UTF-8"
+        ) from None
 
 
 @contextlib.contextmanager
