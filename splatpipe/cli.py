@@ -22,7 +22,8 @@ from splatpipe.surroundings import check_memory, prepare_streams, short_of_memor
 
 app = typer.Typer(
     name="splatpipe",
-    help="One trained splat from a COLMAP scene too big for a single run, patch by patch, unattended.",
+    help="One trained splat from a COLMAP scene too big for a single run, patch by patch, unattended.\n\n"
+    "Begin with: splatpipe run SCENE. More: splatpipe COMMAND --help.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -138,24 +139,6 @@ def run(
         _leave(code)
 
 
-@app.command("slurm-script")
-def slurm_script(
-    scene: SceneOrAddress,
-    overrides: Overrides = None,
-    out: OutOrAddress = None,
-    config: ConfigFile = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the node; 0 trains on the CPU.")] = 1,
-    chain: Annotated[
-        int, typer.Option("--chain", min=1, help="Jobs in a row, each going on where the one before was cut off.")
-    ] = 1,
-) -> None:
-    """Print a script for sbatch that runs SCENE on one node and survives time limits and preemption."""
-    from splatpipe.batch import slurm_script as script_of
-    from splatpipe.executors.sbatch import NodeShare
-
-    print(script_of(scene, out, config, overrides or [], NodeShare(gpus, chain)), end="")
-
-
 @app.command()
 def inspect(
     scene: Scene, overrides: Overrides = None, config: ConfigFile = None, images: Images = None, as_json: Json = False
@@ -182,7 +165,7 @@ def split(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Split SCENE into patches on disk, with statistics, the first init_scaling of each and a map (map.png)."""
+    """Only split SCENE into patches on disk. With statistics, the first init_scaling of each and a map (map.png)."""
     from splatpipe import pipeline
     from splatpipe.options import RunOptions
     from splatpipe.tables import plan_table
@@ -193,28 +176,8 @@ def split(
 
 
 @app.command()
-def compare(
-    things: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[RUN] A B [C...]",
-            help="Patches (p000) or attempts (p000/2) after their run folder, run folders, checkpoints, .ply files.",
-        ),
-    ],
-    as_json: Json = False,
-) -> None:
-    """Two things or more of one kind side by side, what differs most on top, with a verdict in words."""
-    from splatpipe.comparing import compare as facts_of
-    from splatpipe.tables import compare_table
-
-    for thing in things:
-        _folder(thing)
-    _print(facts_of(things), compare_table, as_json)
-
-
-@app.command()
 def train(run_folder: Run, retrain: Retrain = None, executor: ExecutorKind = None) -> None:
-    """Train the patches of a run folder that are not trained yet, without merging."""
+    """Train what a run has not trained yet, without merging."""
     from splatpipe import pipeline
     from splatpipe.options import RunOptions
 
@@ -230,7 +193,7 @@ def merge(
         str | None, typer.Option("--only", help="Just these patches, into a file of their own: p001,p002.")
     ] = None,
 ) -> None:
-    """Merge the trained patches of a run folder again and evaluate the result."""
+    """Merge the trained patches again and evaluate the result."""
     from splatpipe import pages, pipeline
     from splatpipe.options import RunOptions
 
@@ -243,7 +206,7 @@ def merge(
 
 @app.command("eval")
 def evaluate(run_folder: Run, as_json: Json = False) -> None:
-    """Hold-out quality of the merged splat, of each patch, and of the views that look across a border."""
+    """Hold-out quality of merged splat, patches and views. With what borders between patches cost."""
     from splatpipe import pipeline
     from splatpipe.options import RunOptions
     from splatpipe.tables import evaluation_table
@@ -265,7 +228,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the merged splat in web formats, through splat-transform (needs Node.js)."""
+    """Write the merged splat in web formats. Through splat-transform, which needs Node.js."""
     from splatpipe.exporting import export_run
     from splatpipe.options import local_run
     from splatpipe.tables import export_table
@@ -276,46 +239,12 @@ def export(
 
 @app.command()
 def status(run_folder: RunOrAddress, as_json: Json = False) -> None:
-    """What became of every patch of a run; may be asked while it runs."""
+    """What became of every patch of a run. May be asked while it runs."""
     from splatpipe.options import local_run
     from splatpipe.pipeline import status as facts_of
     from splatpipe.tables import status_table
 
     _print(facts_of(local_run(run_folder)), status_table, as_json)
-
-
-@app.command()
-def explain(
-    run_folder: RunOrAddress,
-    patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
-    as_json: Json = False,
-) -> None:
-    """The story of one patch: what was measured, foreseen and tried, what attempts died of, what worked."""
-    from splatpipe.explain import explain as tell
-    from splatpipe.options import local_run
-
-    story = tell(local_run(run_folder, f"attempts/{patch}/*.txt", f"attempts/{patch}/*.json*"), patch)
-    print(json.dumps(story, indent=1, allow_nan=False) if as_json else "\n".join(story["story"]))
-
-
-@app.command()
-def diagnose(
-    run_folder: Run,
-    patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
-    against: Annotated[
-        str | None, typer.Option("--against", help="A patch that works; default: the trained one most alike.")
-    ] = None,
-    budget: Annotated[str, typer.Option("--budget", help="Time for experiments, e.g. 90s, 10m, 1h.")] = "10m",
-    as_json: Json = False,
-) -> None:
-    """Why does a patch fail? Checks its data, trains variants of it briefly, ranks causes. Run again to go on."""
-    from splatpipe.diagnosing import diagnose_patch
-    from splatpipe.options import RunOptions
-    from splatpipe.tables import diagnosis_table
-
-    with _stopping():
-        options = RunOptions.of_run(run_folder, None)
-        _print(diagnose_patch(options, patch, against, budget, stop=_stop), diagnosis_table, as_json)
 
 
 @app.command()
@@ -326,7 +255,7 @@ def report(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Write the run's page anew, report/index.html, also while it runs; and the merged splat in 3D beside it."""
+    """Write the run's page anew, report/index.html. Also while it runs; and the merged splat in 3D beside it."""
     from splatpipe.pages import write_pages
 
     _print(write_pages(run_folder, splat), lambda made: "\n".join(filter(None, made.values())), as_json)
@@ -341,7 +270,7 @@ def view(
         int, typer.Option("--gaussians", min=1, help="Most Gaussians to give to the browser.")
     ] = 300_000,
 ) -> None:
-    """The run in 3D in the browser, also while it trains: points, cameras, patches, splats (needs viser)."""
+    """Show a run in 3D in the browser, also while it trains. Points, cameras, patches and splats (needs viser)."""
     from splatpipe.layout import RunLayout
     from splatpipe.viewer.serve import serve
 
@@ -349,8 +278,80 @@ def view(
 
 
 @app.command()
+def explain(
+    run_folder: RunOrAddress,
+    patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
+    as_json: Json = False,
+) -> None:
+    """The story of one patch: measured, foreseen, tried. With what each attempt died of, and what worked."""
+    from splatpipe.explain import explain as tell
+    from splatpipe.options import local_run
+
+    story = tell(local_run(run_folder, f"attempts/{patch}/*.txt", f"attempts/{patch}/*.json*"), patch)
+    print(json.dumps(story, indent=1, allow_nan=False) if as_json else "\n".join(story["story"]))
+
+
+@app.command()
+def compare(
+    things: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] A B [C...]",
+            help="Patches (p000) or attempts (p000/2) after their run folder, run folders, checkpoints, .ply files.",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Two things or more of one kind side by side, and a verdict. What differs most is on top."""
+    from splatpipe.comparing import compare as facts_of
+    from splatpipe.tables import compare_table
+
+    for thing in things:
+        _folder(thing)
+    _print(facts_of(things), compare_table, as_json)
+
+
+@app.command()
+def diagnose(
+    run_folder: Run,
+    patch: Annotated[str, typer.Argument(help="Patch id, e.g. p007.")],
+    against: Annotated[
+        str | None, typer.Option("--against", help="A patch that works; default: the trained one most alike.")
+    ] = None,
+    budget: Annotated[str, typer.Option("--budget", help="Time for experiments, e.g. 90s, 10m, 1h.")] = "10m",
+    as_json: Json = False,
+) -> None:
+    """Find out why a patch fails. Checks its data, trains variants of it briefly, ranks causes; run again to go on."""
+    from splatpipe.diagnosing import diagnose_patch
+    from splatpipe.options import RunOptions
+    from splatpipe.tables import diagnosis_table
+
+    with _stopping():
+        options = RunOptions.of_run(run_folder, None)
+        _print(diagnose_patch(options, patch, against, budget, stop=_stop), diagnosis_table, as_json)
+
+
+@app.command("slurm-script")
+def slurm_script(
+    scene: SceneOrAddress,
+    overrides: Overrides = None,
+    out: OutOrAddress = None,
+    config: ConfigFile = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the node; 0 trains on the CPU.")] = 1,
+    chain: Annotated[
+        int, typer.Option("--chain", min=1, help="Jobs in a row, each going on where the one before was cut off.")
+    ] = 1,
+) -> None:
+    """Print an sbatch script that runs SCENE on one node. It survives time limits and preemption."""
+    from splatpipe.batch import slurm_script as script_of
+    from splatpipe.executors.sbatch import NodeShare
+
+    print(script_of(scene, out, config, overrides or [], NodeShare(gpus, chain)), end="")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
-    """What this machine can do: CUDA, gsplat, LichtFeld-Studio, memory, disk."""
+    """What this machine can do: CUDA, trainers, memory, disk."""
     from splatpipe.config import find_config, load_config
     from splatpipe.doctor import examine
     from splatpipe.tables import doctor_table

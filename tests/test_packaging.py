@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
+
+from splatpipe.cli import app
 
 IMPORT_NAMES = {"yaml": "pyyaml", "PIL": "pillow", "pynvml": "nvidia-ml-py", "llvmlite": "numba"}
 
@@ -76,6 +79,14 @@ def test_importing_splatpipe_and_its_command_line_loads_no_heavy_library() -> No
     code = "import sys, splatpipe.cli; print([m for m in ('torch', 'numba', 'pycolmap', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_arguments_every_command_is_listed_in_a_whole_sentence_as_the_readme_does(repository: Path) -> None:
+    shown = CliRunner().invoke(app, [], env={"COLUMNS": "80"}).output
+    listed = [line.split(None, 1) for line in shown.partition("Commands:")[2].splitlines() if line.strip()]
+    assert [sentence for _, sentence in listed if not sentence.endswith(".") or sentence.endswith("...")] == []
+    table = re.findall(r"^\| `([a-z-]+)(?: [^`]*)?` \|", (repository / "README.md").read_text(), re.M)
+    assert [name for name, _ in listed] == table
 
 
 def test_no_committed_text_names_a_path_of_somebodys_machine(repository: Path) -> None:
