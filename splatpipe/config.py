@@ -32,7 +32,6 @@ from splatpipe.trainers.base import Limits
 from splatpipe.yamltext import YamlProblem, compose_yaml, load_yaml
 
 FILE_NAME = "splat_config.yml"
-PROFILE_FOLDER = "lfs_configs"
 STRICT: Any = {"extra": "forbid"}
 
 
@@ -157,16 +156,6 @@ def find_config(scene: Path | None) -> Path | None:
     """splat_config.yml beside the scene, else in the working folder, else None."""
     folders = ([scene] if scene else []) + [Path.cwd()]
     return next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
-
-
-def find_profile(name: str, near: Sequence[Path]) -> Path:
-    """The profile `name` under an `lfs_configs/` folder beside one of `near`; `ConfigError` when there is none."""
-    places = [folder / PROFILE_FOLDER / name for folder in near]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        looked = ", ".join(str(place) for place in places)
-        raise ConfigError(f"training.lfs_config: no profile {name!r} (looked at {looked})")
-    return path
 
 
 # ------------------------------------------------------------------ reading

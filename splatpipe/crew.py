@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splatpipe.config import Config, find_profile
+from splatpipe.config import Config
 from splatpipe.errors import ConfigError, EnvironmentProblem
 from splatpipe.planning import trainer_name
 from splatpipe.policy.ladder import Convert
 from splatpipe.trainers.base import Trainer, TrainerInfo, TrainRequest
 from splatpipe.trainers.gsplat_mcmc import GsplatTrainer
 from splatpipe.trainers.lichtfeld import LichtfeldTrainer
+from splatpipe.trainers.lichtfeld_config import find_profile
 from splatpipe.trainers.lichtfeld_options import unavailable
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from splatpipe.budget import disk_bytes, predicted, too_many_intersections, within_budget
-from splatpipe.config import Config, find_profile
+from splatpipe.config import Config
 from splatpipe.errors import ConfigError
 from splatpipe.files import read_json
 from splatpipe.layout import RunLayout
@@ -30,7 +30,7 @@ from splatpipe.scene.undistort import needs_undistortion
 from splatpipe.splatting.images import SSIM_WINDOW, training_size
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.base import TrainRequest
-from splatpipe.trainers.lichtfeld_config import read_profile, settings_of
+from splatpipe.trainers.lichtfeld_config import find_profile, read_profile, settings_of
 
 WAITING = 2  # threads more than cores where some wait for the disk
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from splatpipe.config import Config, config_from_dict, find_config, find_profile, known_keys, load_config
+from splatpipe.config import Config, config_from_dict, find_config, known_keys, load_config
 from splatpipe.errors import ConfigError
+from splatpipe.trainers.lichtfeld_config import find_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splatpipe.config import PROFILE_FOLDER
 from splatpipe.files import write_text
 from splatpipe.trainers.base import TrainRequest
-from splatpipe.trainers.lichtfeld_config import complete
+from splatpipe.trainers.lichtfeld_config import PROFILE_FOLDER, complete
 
 MOST_NAMES = 100
 

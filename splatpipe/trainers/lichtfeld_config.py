@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from splatpipe.files import read_json
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.trainers.lichtfeld_options import WAYS
 
+PROFILE_FOLDER = "lfs_configs"
 MEANS_LR_SHARE = 0.1  # LFS ships means_lr 1.6e-5 where gsplat has 1.6e-4; both multiply by their scene scale
 
 # LFS key to the field of TrainSettings that it stands for.
@@ -54,6 +55,16 @@ CONSTANTS: dict[str, Any] = {
 }
 # What a profile may not change, because splatpipe would then misread what the run did.
 FIXED = {"strategy": ("mcmc",), "steps_scaler": (0, 1), "random": (False,), "enable_sparsity": (False,)}
+
+
+def find_profile(name: str, near: Sequence[Path]) -> Path:
+    """The profile `name` under an `lfs_configs/` folder beside one of `near`; `ConfigError` when there is none."""
+    places = [folder / PROFILE_FOLDER / name for folder in near]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        looked = ", ".join(str(place) for place in places)
+        raise ConfigError(f"training.lfs_config: no profile {name!r} (looked at {looked})")
+    return path
 
 
 def read_profile(path: Path) -> dict[str, Any]:
