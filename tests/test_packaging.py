@@ -89,6 +89,15 @@ def test_without_arguments_every_command_is_listed_in_a_whole_sentence_as_the_re
     assert [name for name, _ in listed] == table
 
 
+def test_every_page_is_listed_in_the_readme_and_every_link_leads_somewhere(repository: Path) -> None:
+    pages = sorted((repository / "docs").glob("*.md"))
+    listed = (repository / "README.md").read_text()
+    assert [page.name for page in pages if f"(docs/{page.name})" not in listed] == []
+    for page in (repository / "README.md", *pages):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_no_committed_text_names_a_path_of_somebodys_machine(repository: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=False)
     if listed.returncode != 0:

@@ -35,7 +35,7 @@ class PatchingSettings:
     max_extra: Limit = 0.15  # patches above the fewest that max_cameras allows, for the sake of views, as a share
     frame: FrameName | Matrix = "auto"  # the plane in which cuts are made; a matrix: rows are two ground axes and up
     grid: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None  # columns and rows to cut along first
-    cells: str | tuple[tuple[Corner, ...], ...] | None = None  # rectangles on the map, or a GeoJSON file of them
+    cells: str | tuple[tuple[Corner, ...], ...] | None = None  # polygons on the map, or a GeoJSON file of them
     outliers: Annotated[float, Ge(0), Lt(0.5)] = 0.01  # share of far-off cameras and points that may be left out
     min_points: Annotated[int, Ge(0)] = 20  # a patch with fewer core points joins a neighbour, where the cap allows
     min_cameras: Annotated[int, Ge(0)] = 3  # likewise with fewer training cameras of its own
