@@ -52,6 +52,12 @@ def test_a_folder_without_a_model_lists_where_was_looked(tmp_path: Path) -> None
     assert "sparse/0, sparse, colmap/sparse/0" in message
 
 
+def test_a_model_deeper_down_is_named(tmp_path: Path) -> None:
+    write_scene(tmp_path / "workspace/dense", synthetic_scene(5, 60), model="sparse")
+    assert f"there is one in {tmp_path / 'workspace/dense/sparse'}: name that folder" in refused(tmp_path / "workspace")
+    assert read_scene(tmp_path / "workspace/dense/sparse").scene.n_cameras == 5
+
+
 def test_a_model_without_points_file(tmp_path: Path) -> None:
     (small(tmp_path) / "sparse/0/points3D.bin").unlink()
     assert "cameras.bin but no points3D.bin" in refused(tmp_path)

@@ -118,7 +118,10 @@ def test_models_that_colmap_could_not_join_are_named(tmp_path: Path) -> None:
     write_scene(tmp_path, synthetic_scene(12, 90), model="sparse/1")
     (found,) = read_scene(tmp_path).findings
     assert (found.kind, found.severity) == ("other_models", "warning")
-    assert "also holds 1 (12 images); only 0 (8 images) is used; 1 is larger" in found.message
+    assert "also holds 1 (12 images); only 0 (8 images) is used; 1 is larger: to use it, name" in found.message
+    larger = read_scene(tmp_path / "sparse/1")
+    assert larger.scene.n_cameras == 12
+    assert [finding.severity for finding in larger.findings] == ["note"]
 
 
 def test_cameras_are_sorted_by_image_name_and_sub_folders_stay(tmp_path: Path) -> None:

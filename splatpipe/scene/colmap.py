@@ -91,10 +91,19 @@ def find_model(root: Path) -> Path:
             absent = next(f"{name}.bin" for name in MODEL_FILES if f"{name}.bin" not in there)
             raise SceneError(f"{root / place} holds {there[0]} but no {absent}; export the whole model again")
     looked = ", ".join(place if place != "." else "the folder itself" for place in MODEL_PLACES)
+    deeper = _models_below(root)
+    advice = "run COLMAP's mapper first or name another folder"
+    if deeper:
+        advice = f"but there is one in {deeper[0]}: name that folder as the scene"
     raise SceneError(
-        f"no COLMAP model in {root} (looked in {looked} for cameras, images and points3D, .bin or .txt); "
-        "run COLMAP's mapper first or name another folder"
+        f"no COLMAP model in {root} (looked in {looked} for cameras, images and points3D, .bin or .txt); {advice}"
     )
+
+
+def _models_below(root: Path) -> list[Path]:
+    """Folders a few levels down that hold a model where none is looked for, such as output/model or dense/sparse."""
+    found = sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/cameras.*"))
+    return [folder for folder in dict.fromkeys(found) if any(_has_model(folder, suffix) for suffix in (".bin", ".txt"))]
 
 
 def _other_models(model_dir: Path, images: int) -> list[Finding]:
@@ -106,7 +115,8 @@ def _other_models(model_dir: Path, images: int) -> list[Finding]:
     if not counts:
         return []
     largest = max(counts, key=lambda name: counts[name])
-    larger = f"; {largest} is larger, name it as the scene's model if it is meant" if counts[largest] > images else ""
+    larger = f"; {largest} is larger: to use it, name {beside[0].parent / largest} as the scene"
+    larger = larger if counts[largest] > images else ""
     shown = ", ".join(f"{name} ({n} images)" for name, n in counts.items())
     message = f"{model_dir.parent} also holds {shown}; only {model_dir.name} ({images} images) is used{larger}"
     return [Finding("other_models", "warning" if larger else "note", message, {"images": counts})]

@@ -108,7 +108,7 @@ def _fill(scene: Scene, folder: Path, check: Callable[[], None]) -> None:
     absent = photographs.missing_images(made / "images", scene.names)
     if absent.any():
         name = scene.names[int(np.argmax(absent))]
-        raise SceneError(f"{scene.image_dir / name} could not be decoded for undistortion; replace the image")
+        raise SceneError(f"{scene.image_dir / name} could not be decoded for undistortion; replace it by a JPEG or PNG")
     _check_written(scene, made)
     (made / "images").rename(folder / "images")
     (made / "sparse").rename(folder / "sparse")
