@@ -171,7 +171,7 @@ def split(
     from splatpipe.tables import plan_table
 
     options = RunOptions.resolve(scene, out, config, overrides or [], images, None)
-    with _stopping():
+    with _stopping(training=False):
         _print(pipeline.split(options, dry_run=dry_run, picture=picture, stop=_stop), plan_table, as_json)
 
 
@@ -197,9 +197,9 @@ def merge(
     from splatpipe import pages, pipeline
     from splatpipe.options import RunOptions
 
-    with _stopping():
+    with _stopping(training=False):
         options = RunOptions.of_run(run_folder, None)
-        code = pipeline.merge(options, only)
+        code = pipeline.merge(options, only, _stop)
         pages.add_splat_page(options.layout)
         _leave(code)
 
@@ -211,8 +211,8 @@ def evaluate(run_folder: Run, as_json: Json = False) -> None:
     from splatpipe.options import RunOptions
     from splatpipe.tables import evaluation_table
 
-    with _stopping():
-        _print(pipeline.judge(RunOptions.of_run(run_folder, None)), evaluation_table, as_json)
+    with _stopping(training=False):
+        _print(pipeline.judge(RunOptions.of_run(run_folder, None), _stop), evaluation_table, as_json)
 
 
 @app.command()
@@ -424,6 +424,9 @@ def _leave(exit_code: int) -> None:
 class _stopping:
     """While the block runs, SIGINT and SIGTERM ask the pipeline to stop; a second SIGINT interrupts at once."""
 
+    def __init__(self, training: bool = True) -> None:
+        self._words = "stopping: attempts that are running write a checkpoint first" if training else "stopping"
+
     def __enter__(self) -> None:
         self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
 
@@ -431,14 +434,13 @@ class _stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @staticmethod
-    def _ask(number: int, frame: FrameType | None) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         global _stop_signal
         if _stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         _stop_signal = number
         _stop.set()
-        say("stopping: attempts that are running write a checkpoint first")
+        say(self._words)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from splatpipe import __version__
 from splatpipe.config import Config
+from splatpipe.console import say
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SceneError
 from splatpipe.files import write_json
 from splatpipe.judging import Judge, summary, views_of
@@ -20,10 +23,12 @@ from splatpipe.merge.clean import Cleaning
 from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
 from splatpipe.patches.patch import Patch
 from splatpipe.planning import Plan
+from splatpipe.progress import Counter
+from splatpipe.records import is_as_recorded
 from splatpipe.report.pictures import save_pair
 from splatpipe.scene.offset import NONE
-from splatpipe.splatting.ply import offset_comments
-from splatpipe.training import trained_splat
+from splatpipe.splatting.ply import SplatFileError, offset_comments, read_header
+from splatpipe.training import trained_file
 
 if TYPE_CHECKING:
     from splatpipe.merge.finish import Finish
@@ -51,16 +56,19 @@ def join(
 ) -> Merged:
     """Merge every trained patch of the run, finish the borders, evaluate over all hold-out views, and record it.
 
-    Raises `RunFolderError` when no patch is trained, `EnvironmentProblem` when the disk is full, `Interrupted`.
+    Raises `RunFolderError` when no patch is trained or a trained one has lost its splat, `EnvironmentProblem` when
+    the disk is full, `Interrupted`.
     """
+    check = partial(_check, should_stop, f"stopped while patches were merged; splatpipe merge {layout.root} does it")
     splats = trained_parts(plan, ledger)
     if not splats:
         raise RunFolderError(f"{layout.root}: no patch is trained, so there is nothing to merge")
-    report = _merge(plan, splats, [planned.patch for planned in plan.patches], layout.merged_splat, config)
+    report = _merge(plan, splats, [planned.patch for planned in plan.patches], layout.merged_splat, config, check)
+    ledger.clear_merged()  # what it says is of another file now
     _tell_offset(plan, layout)
     report.coverage.draw(layout.coverage_map, [planned.patch for planned in plan.patches], report.holes)
     finished = _finish(plan, report, config, device, should_stop) if config.merge.finish and len(splats) > 1 else None
-    merged = _evaluate(plan, layout, config, report, finished, device)
+    merged = _evaluate(plan, layout, config, report, finished, device, check)
     details = report.to_json() | {"views": merged.views, "pictures": [str(path) for path in merged.pictures]}
     details["finish"] = finished.to_json() if finished else None
     ledger.set_merged(report.path, report.gaussians, merged.psnr, merged.ssim, details)
@@ -68,44 +76,112 @@ def join(
     return merged
 
 
-def join_only(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, only: frozenset[str]) -> MergeReport:
+def join_only(
+    plan: Plan,
+    layout: RunLayout,
+    ledger: Ledger,
+    config: Config,
+    only: frozenset[str],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> MergeReport:
     """Merge the cores of some patches into a file of their own; the run's merged splat stays as it is.
 
     Raises `ConfigError` for a patch that the run has not, `RunFolderError` for one that is not trained.
     """
-    known, splats = [planned.id for planned in plan.patches], trained_parts(plan, ledger)
-    unknown, untrained = sorted(only - set(known)), sorted(only - set(splats))
+    known = [planned.id for planned in plan.patches]
+    unknown = sorted(only - set(known))
     if unknown:
         raise ConfigError(f"--only: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
+    splats = trained_parts(plan, ledger, only)
+    untrained = sorted(only - set(splats))
     if untrained:
         raise RunFolderError(f"{layout.root}: {', '.join(untrained)} is not trained, so it cannot be merged")
     chosen = [planned.patch for planned in plan.patches if planned.id in only]
-    report = _merge(plan, {name: splats[name] for name in only}, chosen, layout.merged_part(sorted(only)), config)
+    check = partial(_check, should_stop, f"stopped while patches were merged into {layout.merged_part(sorted(only))}")
+    report = _merge(plan, splats, chosen, layout.merged_part(sorted(only)), config, check)
     _tell_offset(plan, layout)
     return report
 
 
-def trained_parts(plan: Plan, ledger: Ledger) -> dict[str, Path]:
-    """The splat of every trained patch, in scene coordinates."""
-    splats = {planned.id: trained_splat(ledger, planned.id) for planned in plan.patches}
-    return {patch_id: path for patch_id, path in splats.items() if path is not None}
+def trained_parts(plan: Plan, ledger: Ledger, only: frozenset[str] | None = None) -> dict[str, Path]:
+    """The splat of every trained patch (of `only`), in scene coordinates.
+
+    One that was changed after its training, by hand perhaps, is taken as it is, and named on stderr.
+    Raises `RunFolderError` for a trained patch whose splat is gone, or is none any more.
+    """
+    splats = {}
+    for planned in plan.patches:
+        path = trained_file(ledger, planned.id) if only is None or planned.id in only else None
+        if path is not None and _is_usable(path, planned.id, ledger):
+            splats[planned.id] = path
+    return splats
 
 
-def evaluate(plan: Plan, layout: RunLayout, ledger: Ledger, config: Config, device: str) -> dict[str, Any]:
+def _is_usable(path: Path, patch_id: str, ledger: Ledger) -> bool:
+    try:
+        if not read_header(path).count:
+            raise SplatFileError(f"{path}: it holds no Gaussian.")
+    except SplatFileError as error:
+        record = ledger.patch(patch_id)
+        if record is None or not record.outcome.trained:
+            return False  # it waits to be trained again
+        again = "The next splatpipe run on this folder trains the patch on from its last checkpoint."
+        raise RunFolderError(f"{patch_id} was trained, but its splat cannot be used: {error} {again}") from error
+    if not is_as_recorded(path):
+        say(
+            f"warning: {patch_id}: {path} was changed after its training, and is taken as it is; keep a copy, because "
+            "the next splatpipe run on this folder takes it for damaged and trains over it"
+        )
+    return True
+
+
+def evaluate(
+    plan: Plan,
+    layout: RunLayout,
+    ledger: Ledger,
+    config: Config,
+    device: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Judge the merged splat, every patch and the borders between them; recorded in `layout.evaluation`.
 
-    Raises `RunFolderError` when nothing is merged yet or the scene has no hold-out view.
+    Raises `RunFolderError` when nothing is merged yet or the scene has no hold-out view, `Interrupted`.
     """
     if not layout.merged_splat.is_file():
         raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
     if not len(plan.split.holdout):
         raise RunFolderError(f"{layout.root}: no hold-out view: too few images, or patching.holdout_every is 0")
-    judged = Judge(plan, config, device).judge(layout.merged_splat, trained_parts(plan, ledger))
+    check = partial(_check, should_stop, f"stopped while {layout.root} was judged; what was on record stays")
+    parts, judge = trained_parts(plan, ledger), Judge(plan, config, device)
+    with _counted(judge.renders(parts), check) as tick:
+        judged = judge.judge(layout.merged_splat, parts, tick)
     write_json(layout.evaluation, judged)
     return judged
 
 
-def _merge(plan: Plan, splats: dict[str, Path], patches: list[Patch], out: Path, config: Config) -> MergeReport:
+def _check(should_stop: Callable[[], bool], sentence: str) -> None:
+    if should_stop():
+        raise Interrupted(sentence)
+
+
+@contextlib.contextmanager
+def _counted(renders: int, check: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """A function to call after each view: shows how far it is, and raises what `check` does."""
+    counter = Counter("hold-out views", "render", renders)
+
+    def tick() -> None:
+        counter.step()
+        check()
+
+    try:
+        yield tick
+    finally:
+        counter.close()
+
+
+def _merge(
+    plan: Plan, splats: dict[str, Path], patches: list[Patch], out: Path, config: Config, check: Callable[[], None]
+) -> MergeReport:
     return merge_splats(
         [MergePart(patch_id, path) for patch_id, path in splats.items()],
         out,
@@ -118,6 +194,7 @@ def _merge(plan: Plan, splats: dict[str, Path], patches: list[Patch], out: Path,
             *offset_comments(plan.scene.offset),
         ),
         borders=Borders.of(config.merge),
+        check=check,
     )
 
 
@@ -162,7 +239,13 @@ def _finish(plan: Plan, report: MergeReport, config: Config, device: str, should
 
 
 def _evaluate(
-    plan: Plan, layout: RunLayout, config: Config, report: MergeReport, finished: Finish | None, device: str
+    plan: Plan,
+    layout: RunLayout,
+    config: Config,
+    report: MergeReport,
+    finished: Finish | None,
+    device: str,
+    check: Callable[[], None],
 ) -> Merged:
     if not len(plan.split.holdout):
         return Merged(report, None, None, (), (), finished)
@@ -170,12 +253,14 @@ def _evaluate(
 
     pictures: list[Path] = []
 
-    def draw(metrics: ViewMetrics, render: Picture, photograph: Picture) -> None:
-        save_pair(layout, len(pictures), render, photograph)
-        path = layout.holdout_picture(metrics.name)
-        side_by_side(render, photograph, path, (f"render, {metrics.psnr:.2f} dB", f"photograph {metrics.name}"))
-        pictures.append(path)
+    with _counted(len(plan.split.holdout), check) as tick:
 
-    judge = Judge(plan, config, device)
-    result = summary(judge.evaluate(report.path, on_view=draw))
+        def draw(metrics: ViewMetrics, render: Picture, photograph: Picture) -> None:
+            save_pair(layout, len(pictures), render, photograph)
+            path = layout.holdout_picture(metrics.name)
+            side_by_side(render, photograph, path, (f"render, {metrics.psnr:.2f} dB", f"photograph {metrics.name}"))
+            pictures.append(path)
+            tick()
+
+        result = summary(Judge(plan, config, device).evaluate(report.path, on_view=draw))
     return Merged(report, result["psnr"], result["ssim"], tuple(result["views"]), tuple(pictures), finished)

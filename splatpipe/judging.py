@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from splatpipe.config import Config
 from splatpipe.patches.visibility import visibility
-from splatpipe.planning import Plan
+from splatpipe.planning import Plan, PlannedPatch
 from splatpipe.scene.masks import mask_paths
 
 if TYPE_CHECKING:
@@ -57,24 +57,30 @@ class Judge:
             perceptual=self._perceptual,
         )
 
-    def judge(self, merged: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
+    def renders(self, parts: Collection[str]) -> int:
+        """How many pictures `judge` renders."""
+        return len(self._holdout) + sum(len(self._views_of_patch(planned)[0]) for planned in self._among(parts))
+
+    def judge(self, merged: Path, parts: Mapping[str, Path], tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Everything, as JSON data: the merged splat, each patch on its own views, and the cost of the borders.
 
         A straddling view is also rendered from each single patch that owns a good part of it, unclipped; the seam
         cost is the PSNR of the best of them minus that of the merged splat, in dB: negative when merging helps.
+        `tick` is called after each render, and may raise.
         """
-        whole = self.evaluate(merged)
+
+        def on_view(*view: object) -> None:
+            tick()
+
+        whole = self.evaluate(merged, on_view=on_view)
         straddling = self.straddling
         best: dict[str, float] = {}
         patches = []
-        for planned in self._plan.patches:
-            if planned.id not in parts:
-                continue
-            own = {self._plan.scene.names[i] for i in planned.patch.holdout_cameras}
-            looked_at = {name for name in straddling if self.shares[name].get(planned.id, 0) >= STRADDLES}
-            result = self.evaluate(parts[planned.id], tuple(own | looked_at))
-            patches.append({"id": planned.id, **summary(result.of(sorted(own)))})
-            for view in result.of(sorted(looked_at)).views:
+        for planned in self._among(parts):
+            names, own = self._views_of_patch(planned)
+            result = self.evaluate(parts[planned.id], names, on_view)
+            patches.append({"id": planned.id, **summary(result.of(own))})
+            for view in result.of([name for name in straddling if self._owns(planned, name)]).views:
                 best[view.name] = max(best.get(view.name, -math.inf), view.psnr)
         costs = {view.name: best[view.name] - view.psnr for view in whole.views if view.name in best}
         return {
@@ -85,6 +91,18 @@ class Judge:
             "seam_cost_of_views_db": {name: round(cost, 4) for name, cost in costs.items()},
             "patches": patches,
         }
+
+    def _among(self, parts: Collection[str]) -> list[PlannedPatch]:
+        return [planned for planned in self._plan.patches if planned.id in parts]
+
+    def _owns(self, planned: PlannedPatch, name: str) -> bool:
+        return self.shares[name].get(planned.id, 0) >= STRADDLES
+
+    def _views_of_patch(self, planned: PlannedPatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All hold-out views that a patch is rendered for, and those among them that are its own."""
+        own = {self._plan.scene.names[i] for i in planned.patch.holdout_cameras}
+        across = {name for name in self.straddling if self._owns(planned, name)}
+        return tuple(sorted(own | across)), tuple(sorted(own))
 
 
 def views_of(plan: Plan) -> Views:

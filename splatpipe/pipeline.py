@@ -91,28 +91,36 @@ def run(
         return _exit_code(outcomes)
 
 
-def merge(options: RunOptions, only: str | None = None) -> int:
-    """Merge what is trained, again; or the patches named by `only` into a file beside it. Gives the exit code."""
-    device = evaluation_device(options.config, say)
-    with _prepared(options) as (plan, ledger):
+def merge(options: RunOptions, only: str | None = None, stop: threading.Event | None = None) -> int:
+    """Merge what is trained, again; or the patches named by `only` into a file beside it. Gives the exit code.
+
+    Raises `Interrupted` soon after `stop` was set.
+    """
+    device, should_stop = evaluation_device(options.config, say), (stop or threading.Event()).is_set
+    with _prepared(options, stop=stop) as (plan, ledger):
         if only is not None:
             if not patch_ids(only):
                 raise ConfigError("--only names no patch; write for example --only p001,p002")
-            part = join_only(plan, options.layout, ledger, options.config, patch_ids(only))
+            part = join_only(plan, options.layout, ledger, options.config, patch_ids(only), should_stop)
+            for sentence in part.damage_sentences():
+                say(f"warning: {sentence}")
             print(f"merged patches: {part.path} ({part.gaussians} Gaussians)")
             return EXIT_OK
         with _reported(options.layout):
-            _merge(plan, options, ledger, device, fresh=True)
+            _merge(plan, options, ledger, device, fresh=True, should_stop=should_stop)
         outcomes = _outcomes(plan, ledger)
         _tell_failures(outcomes, ledger)
         return _exit_code(outcomes)
 
 
-def judge(options: RunOptions) -> dict[str, Any]:
-    """How good the merged splat and each patch are on hold-out views, as data; also kept in the run folder."""
+def judge(options: RunOptions, stop: threading.Event | None = None) -> dict[str, Any]:
+    """How good the merged splat and each patch are on hold-out views, as data; also kept in the run folder.
+
+    Raises `Interrupted` soon after `stop` was set.
+    """
     device = evaluation_device(options.config, say)
-    with _prepared(options) as (plan, ledger):
-        return evaluate(plan, options.layout, ledger, options.config, device)
+    with _prepared(options, stop=stop) as (plan, ledger):
+        return evaluate(plan, options.layout, ledger, options.config, device, (stop or threading.Event()).is_set)
 
 
 def split(
@@ -309,7 +317,7 @@ def _merge(
 
 
 def _report(merged: Merged) -> None:
-    for sentence in merged.report.hole_sentences():
+    for sentence in [*merged.report.hole_sentences(), *merged.report.damage_sentences()]:
         say(f"warning: {sentence}")
     if merged.report.coverage.holes.any():
         say(f"warning: {merged.report.coverage.sentence()}")

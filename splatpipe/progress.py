@@ -14,6 +14,30 @@ LINE_EVERY_S = 60.0
 NAMED = 4  # patches that a line names, those heard of last
 
 
+class Counter:
+    """Things done of a known number, with the time left. Prints to stderr."""
+
+    def __init__(self, what: str, unit: str, total: int, every_s: float = LINE_EVERY_S) -> None:
+        self._what, self._unit, self._total, self._every = what, unit, total, every_s
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, leave=False, disable=not self._terminal)
+        self._done, self._started = 0, time.monotonic()
+        self._told = self._started
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        self._bar.update()
+        now = time.monotonic()
+        if not self._terminal and now - self._told >= self._every:
+            self._told = now
+            left = tqdm.format_interval((now - self._started) / self._done * (self._total - self._done))
+            print(f"{self._what}: {self._done} of {self._total} {self._unit}s; about {left} left", file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
 class RunProgress:
     """Steps of all patches of a run. Methods may be called from several threads; prints to stderr."""
 

@@ -289,13 +289,18 @@ def reopen(ledger: Ledger, retrain: frozenset[str]) -> None:
             ledger.lose_splat(record.id, "its splat was gone or damaged")
 
 
+def trained_file(ledger: Ledger, patch_id: str) -> Path | None:
+    """Where the splat of a patch was written, whatever became of it since; None when no attempt has trained it."""
+    splats = [attempt.splat for attempt in ledger.history(patch_id) if attempt.failure is None and attempt.splat]
+    return splats[-1] if splats else None
+
+
 def trained_splat(ledger: Ledger, patch_id: str) -> Path | None:
     """The splat of a trained patch; None when the patch is not trained, or its file is gone or damaged."""
-    good = [attempt for attempt in ledger.history(patch_id) if attempt.failure is None and attempt.splat]
-    if not good:
-        return None
+    path = trained_file(ledger, patch_id)
     try:
-        check_splat(good[-1].splat)  # type: ignore[arg-type]  # filtered above
+        if path is None or not check_splat(path):
+            return None
     except (ValueError, OSError):
         return None
-    return good[-1].splat if is_as_recorded(good[-1].splat) else None  # type: ignore[arg-type]
+    return path if is_as_recorded(path) else None

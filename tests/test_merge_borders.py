@@ -113,6 +113,20 @@ def test_a_wide_gaussian_counts_by_its_mass_and_not_by_its_centre(tmp_path: Path
     assert np.log1p(-after) / np.log1p(-before) == pytest.approx(1 - 0.8413, abs=1e-3)
 
 
+def test_a_wide_gaussian_without_rotation_or_without_end_is_not_lost(tmp_path: Path) -> None:
+    """Foreign files hold quaternions of zeros, and log sizes whose exponential is no number."""
+    splats = splats_at(np.array([[-2.0, 0, 0], [3, 0, 0], [1e30, 0, 0]]))
+    splats.quats[0] = 0
+    splats.scales[0], splats.scales[1] = 2, 2000
+    parts = [write_part(tmp_path, "p000", splats), write_part(tmp_path, "p001", splats)]
+    report = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(share_wide=True))
+    merged = read_splats(tmp_path / "a.ply")
+    thickness = -np.log1p(-expit(merged.opacities.astype(np.float64))) / -np.log1p(-expit(2.0))
+    for mean in splats.means:
+        assert thickness[(merged.means == mean).all(axis=1)].sum() == pytest.approx(1, abs=0.01)
+    assert_accounted(report)
+
+
 ELL = np.array([[0.0, 0], [6, 0], [6, 2], [2, 2], [2, 6], [0, 6]])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from splatpipe.progress import RunProgress
+from splatpipe.progress import Counter, RunProgress
 
 
 def step(at: int, total: int) -> dict[str, Any]:
@@ -51,3 +51,15 @@ def left(costs: dict[str, float]) -> float:
 def test_a_step_of_a_large_patch_counts_for_more() -> None:
     assert left({}) == pytest.approx(1.0, abs=0.1)
     assert left({"p000": 2.0, "p001": 1.0}) == pytest.approx(0.5, abs=0.1)
+
+
+def test_renders_are_counted_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    counter = Counter("hold-out views", "render", 3, every_s=0)
+    for _ in range(3):
+        counter.step()
+    counter.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in lines] == [f"hold-out views: {n} of 3 renders" for n in (1, 2, 3)]
+    assert lines[-1].endswith("about 00:00 left")
+    Counter("hold-out views", "render", 3).step()
+    assert not capsys.readouterr().err, "no line before a minute is over"

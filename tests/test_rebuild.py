@@ -11,15 +11,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from doubles.trainer_double import TrainerDouble
 from scenes import synthetic_scene, write_scene
 
 from splatpipe import database, pipeline
-from splatpipe.errors import LedgerDamaged
+from splatpipe.errors import Interrupted, LedgerDamaged, RunFolderError
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
-from splatpipe.splatting.ply import read_splats
+from splatpipe.splatting.ply import read_splats, to_rows, write_splats
 
 SETTINGS = [
     *("training.iterations=60", "training.refine_start=10", "training.max_cap=500", "training.device=cpu"),
@@ -169,6 +170,108 @@ def test_a_damaged_splat_is_noticed_and_its_attempt_alone_goes_on(folder: Path, 
     assert run(folder, Only({"default": {}}), merge=True) == 0
     assert splat.read_bytes() == whole
     assert layout(folder).merged_splat.stat().st_mtime >= splat.stat().st_mtime
+
+
+def change(splat: Path, how: str) -> None:
+    """What hands, editors and disks do to a splat."""
+    splats, data = read_splats(splat), splat.read_bytes()
+    end = data.index(b"end_header\n") + len(b"end_header\n")
+    match how:
+        case "thinned":
+            write_splats(splat, splats.select(np.arange(len(splats)) % 2 == 0))
+        case "without a number":
+            rows = to_rows(splats)
+            rows[:3, 4] = np.nan
+            splat.write_bytes(data[:end] + rows.tobytes())
+        case "empty":
+            write_splats(splat, splats.select(np.arange(0)))
+        case "ascii":
+            splat.write_bytes(data.replace(b"binary_little_endian", b"ascii"))
+        case "too long":
+            splat.write_bytes(data + b"more")
+        case _:
+            damage(splat, how)
+
+
+@pytest.mark.parametrize(("how", "left_out"), [("thinned", 0), ("without a number", 3)])
+def test_a_splat_changed_by_hand_is_merged_as_it_is_and_named(
+    folder: Path, how: str, left_out: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splat, options = layout(folder).attempt("p001", 1).splat, pipeline.RunOptions.of_run(folder / "run", None)
+    assert pipeline.merge(options, "p000,p001") == 0
+    assert "warning: p001" not in capsys.readouterr().err
+    change(splat, how)
+    assert pipeline.merge(options, "p000,p001") == 0
+    told = capsys.readouterr().err
+    assert f"warning: p001: {splat} was changed after its training, and is taken as it is" in told
+    assert (f"p001: {left_out} of its " in told) == bool(left_out)
+    parts = [len(read_splats(layout(folder).attempt(*one).splat)) for one in (("p000", 2), ("p001", 1))]
+    merged = read_splats(layout(folder).merged_part(["p000", "p001"]))
+    assert 0 < len(merged) <= sum(parts) - left_out
+    assert np.isfinite(to_rows(merged)).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("gone", "cannot be read"),
+        ("cut", "it was probably cut off"),
+        ("empty", "it holds no Gaussian"),
+        ("ascii", "only binary_little_endian is read, so save it as that"),
+        ("too long", "4 bytes follow the"),
+    ],
+)
+def test_a_splat_that_is_none_any_more_is_named_and_the_merged_one_stays(folder: Path, how: str, sentence: str) -> None:
+    splat, merged = layout(folder).attempt("p001", 1).splat, layout(folder).merged_splat.read_bytes()
+    change(splat, how)
+    with pytest.raises(RunFolderError, match=sentence) as error:
+        pipeline.merge(pipeline.RunOptions.of_run(folder / "run", None))
+    assert str(error.value).startswith(f"p001 was trained, but its splat cannot be used: {splat}: ")
+    assert str(error.value).endswith(
+        "The next splatpipe run on this folder trains the patch on from its last checkpoint."
+    )
+    assert layout(folder).merged_splat.read_bytes() == merged
+    assert pipeline.merge(pipeline.RunOptions.of_run(folder / "run", None), "p000") == 0, "the others can be merged"
+
+
+class StopAt(threading.Event):
+    """Set when it is asked for the n-th time."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.asked, self._n = 0, n
+
+    def is_set(self) -> bool:
+        self.asked += 1
+        return self.asked >= self._n
+
+
+def test_an_evaluation_can_be_stopped_between_two_views_and_changes_nothing(folder: Path) -> None:
+    options, never = pipeline.RunOptions.of_run(folder / "run", None), StopAt(10**9)
+    judged = pipeline.judge(options, never)
+    on_record = layout(folder).evaluation.read_bytes()
+    with pytest.raises(Interrupted, match="was judged; what was on record stays"):
+        pipeline.judge(options, StopAt(never.asked - 1))
+    assert layout(folder).evaluation.read_bytes() == on_record
+    assert pipeline.judge(options) == judged
+
+
+def test_a_merge_can_be_stopped_at_any_place_and_begun_again(folder: Path) -> None:
+    options, never, before = (
+        pipeline.RunOptions.of_run(folder / "run", None),
+        StopAt(10**9),
+        layout(folder).merged_splat,
+    )
+    assert pipeline.merge(options, stop=never) == 0
+    whole = before.read_bytes()
+    for n in (never.asked // 3, never.asked - 1):
+        with pytest.raises(Interrupted):
+            pipeline.merge(options, stop=StopAt(n))
+        read_splats(layout(folder).merged_splat)
+        assert not list(layout(folder).merged.rglob(".*.tmp"))
+    assert pipeline.status(folder / "run")["merged"]["path"] is None, "or it would speak of another file"
+    assert run(folder, Untouchable(), merge=True) == 0
+    assert layout(folder).merged_splat.read_bytes() == whole
 
 
 def test_the_record_in_an_attempts_folder_is_what_the_ledger_has(folder: Path) -> None:

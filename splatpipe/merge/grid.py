@@ -37,7 +37,8 @@ class Grid:
         """(N,) cell number of (N, 3) points in the frame, row by row, or OUTSIDE."""
         x, y = ((points[:, i] - self.low[i]) / self.edge for i in (0, 1))
         inside = (x >= 0) & (x < self.columns) & (y >= 0) & (y < self.rows)
-        cells = y.astype(np.int64) * self.columns + x.astype(np.int64)  # whatever it is outside
+        with np.errstate(invalid="ignore"):  # beyond what an integer holds
+            cells = y.astype(np.int64) * self.columns + x.astype(np.int64)  # whatever it is outside
         return np.where(inside, cells, OUTSIDE)
 
     def center(self, cell: int) -> tuple[float, float]:

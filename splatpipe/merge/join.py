@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,15 @@ class MergeReport:
             sentences.append(f"{hole} is missing from the merged splat: {end}")
         return sentences
 
+    def damage_sentences(self) -> list[str]:
+        """For each patch with numbers that are none: a trainer writes no such rows, whatever changed the file does."""
+        return [
+            f"{part.patch_id}: {part.dropped[NOT_FINITE]} of its {part.read} Gaussians are not finite, and are left "
+            "out of the merged splat."
+            for part in self.parts
+            if part.dropped[NOT_FINITE]
+        ]
+
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {name: fields[name] for name in ("gaussians", "sh_degree", "holes")}
@@ -135,13 +144,15 @@ def merge_splats(
     comments: Sequence[str] = (),
     chunk_rows: int = CHUNK_ROWS,
     borders: Borders | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> MergeReport:
     """Write to `out` what each part owns, in the order of the patch ids.
 
     `patches` are all patches of the scene, trained or not, cut in `frame`; a patch without a part is a hole,
     which its neighbours' buffers fill as far as they reach. The parts are looked at by sample first, then read once.
     SH degrees may differ: missing bands are zero. Peak memory is a few chunks, whatever the size, and 120 bytes for
-    each Gaussian of the largest part when the cleaning needs spacing. `out` may be one of the parts.
+    each Gaussian of the largest part when the cleaning needs spacing. `out` may be one of the parts. `check` is called
+    with each chunk, and may raise.
     Raises SplatFileError for a part that is not whole, RunFolderError when there is no part,
     EnvironmentProblem when the disk is full; `out` is then as it was.
     """
@@ -168,7 +179,7 @@ def merge_splats(
     degree = max(header.sh_degree for header in headers.values())
     tally = CoverageTally(surveyed.grid, reach(patches) / 3)
     with _room(out), splat_writer(out, degree, comments) as writer:
-        join = _Join(ownership, cleaning or no_cleaning(), writer, tally, degree, chunk_rows)
+        join = _Join(ownership, cleaning or no_cleaning(), writer, tally, degree, chunk_rows, check)
         matched = fits if borders.match_colors else {}
         reports = tuple(join.append(patch_id, header, matched.get(patch_id)) for patch_id, header in headers.items())
     lent = tuple(Loan(owner, neighbour, len(cells)) for (owner, neighbour), cells in loans.cells.items())
@@ -205,6 +216,7 @@ class _Join:
     tally: CoverageTally
     sh_degree: int
     chunk_rows: int
+    check: Callable[[], None]
 
     def append(self, patch_id: str, header: PlyHeader, fit: ColorFit | None) -> PartReport:
         """Write what the patch owns of its own file, and count the rest."""
@@ -213,6 +225,7 @@ class _Join:
         dropped = dict.fromkeys(RULES, 0)
         filled = dict.fromkeys(self.ownership.holes, 0)
         for rows in iter_rows(header, self.sh_degree, self.chunk_rows):
+            self.check()
             claim = self.ownership.claim(patch_id, rows)
             mine = claim.shares > 0
             masks = self.cleaning.dropped(rows, distances.part(read, read + len(rows)) if distances else None)

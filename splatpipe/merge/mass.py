@@ -17,8 +17,12 @@ GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 
 def scaled_axes(rows: Rows, rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 3, 3) own axes as columns, as long as their standard deviations, in a frame given as rows (3, 3)."""
-    w, x, y, z = (rows[:, QUATS] / np.linalg.norm(rows[:, QUATS], axis=1, keepdims=True)).T.astype(np.float64)
+    """(N, 3, 3) own axes as columns, as long as their standard deviations, in a frame given as rows (3, 3).
+
+    A quaternion of zeros turns nothing, and no standard deviation is above e^300: every Gaussian has a mass somewhere.
+    """
+    norms = np.linalg.norm(rows[:, QUATS].astype(np.float64), axis=1, keepdims=True)
+    w, x, y, z = (rows[:, QUATS] / np.where(norms > 0, norms, 1)).T
     axes = np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -26,7 +30,7 @@ def scaled_axes(rows: Rows, rotation: NDArray[np.float64]) -> NDArray[np.float64
             [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
         ]
     )  # (3, 3, N)
-    return np.einsum("ij,jkn->nik", rotation, axes) * np.exp(rows[:, None, SCALES].astype(np.float64))
+    return np.einsum("ij,jkn->nik", rotation, axes) * np.exp(np.minimum(rows[:, None, SCALES].astype(np.float64), 300))
 
 
 def share_in(core: Box, centers: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -146,7 +146,12 @@ def read_header(path: Path) -> PlyHeader:
     header, alone = _parse_header(path, head)
     _check_properties(header)
     expected = header.offset + header.count * header.row_bytes
-    if size < expected or (alone and size != expected):
+    if alone and size > expected:
+        raise SplatFileError(
+            f"{path}: {size - expected} bytes follow the {header.count} Gaussians that the header announces, so it is "
+            "not what was written. Train or copy it again."
+        )
+    if size < expected:
         rows = (size - header.offset) // header.row_bytes
         raise SplatFileError(
             f"{path}: the header announces {header.count} Gaussians, the file holds {rows} "
@@ -182,7 +187,10 @@ def _parse_line(path: Path, line: str, elements: list[tuple[str, int, list[tuple
     words = line.split()
     match words:
         case ["format", kind, *_] if kind != "binary_little_endian":
-            raise SplatFileError(f"{path}: its format is {kind}; only binary_little_endian is read.")
+            raise SplatFileError(
+                f"{path}: its format is {kind}; only binary_little_endian is read, so save it as that, for example "
+                "with plyfile or CloudCompare."
+            )
         case ["element", name, count]:
             if not count.isascii() or not count.isdigit() or len(count) > COUNT_DIGITS:
                 raise SplatFileError(f"{path}: header line '{line}' has no valid count.")
