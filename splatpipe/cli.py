@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from rich.console import Console
 from splatpipe import __version__
 from splatpipe.console import say
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, SplatpipeError
+from splatpipe.stopping import WHILE_PLANNING, Stop
 from splatpipe.surroundings import check_memory, prepare_streams, short_of_memory
 
 app = typer.Typer(
@@ -43,9 +45,18 @@ _MACHINE_ERRORS = {
     errno.EIO: "the disk reports an error; check it, then run again",
 }
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+STOPPING = "stopping"
 _debug = False
-_stop = threading.Event()
 _stop_signal = 0
+
+
+def _leave_at_once() -> None:
+    """End the process while other threads compute; nothing was written that the next run could not use."""
+    say(WHILE_PLANNING)
+    os._exit(EXIT_TERMINATED if _stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
+
+
+_stop = Stop(_leave_at_once)
 
 
 def _folder(text: str) -> Path:
@@ -148,8 +159,9 @@ def inspect(
     from splatpipe.options import RunOptions
     from splatpipe.tables import inspect_table
 
-    facts = pipeline.inspect(RunOptions.resolve(scene, None, config, overrides or [], images, None))
-    _print(facts, inspect_table, as_json)
+    options = RunOptions.resolve(scene, None, config, overrides or [], images, None)
+    with _stopping(training=False):
+        _print(pipeline.inspect(options, _stop), inspect_table, as_json)
 
 
 @app.command()
@@ -425,7 +437,7 @@ class _stopping:
     """While the block runs, SIGINT and SIGTERM ask the pipeline to stop; a second SIGINT interrupts at once."""
 
     def __init__(self, training: bool = True) -> None:
-        self._words = "stopping: attempts that are running write a checkpoint first" if training else "stopping"
+        self._words = f"{STOPPING}: attempts that are running write a checkpoint first" if training else STOPPING
 
     def __enter__(self) -> None:
         self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -440,7 +452,7 @@ class _stopping:
             raise KeyboardInterrupt
         _stop_signal = number
         _stop.set()
-        say(self._words)
+        say(STOPPING if _stop.within_harmless else self._words)
 
 
 if __name__ == "__main__":

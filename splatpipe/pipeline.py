@@ -46,6 +46,7 @@ from splatpipe.scene.checks import check_scene
 from splatpipe.scene.colmap import SceneReading, read_scene
 from splatpipe.scene.offset import shown
 from splatpipe.scene.undistort import needs_undistortion, undistort
+from splatpipe.stopping import WHILE_PLANNING, harmless
 from splatpipe.trainers.base import PreparedTrainer, Trainer
 from splatpipe.training import TrainingStage, evaluation_device, reopen, settle
 
@@ -131,9 +132,10 @@ def split(
     Raises `Interrupted` when `stop` was set.
     """
     if dry_run:
-        reading = _read(options)
-        _tell(reading)
-        plan = make_plan(reading.scene, options.config, options.profile_folders, check=partial(_check, stop))
+        with harmless(stop):
+            reading = _read(options)
+            _tell(reading)
+            plan = make_plan(reading.scene, options.config, options.profile_folders, check=partial(_check, stop))
         if picture:
             write_map(plan, picture)
         return plan.to_json()
@@ -143,9 +145,12 @@ def split(
         return plan.to_json() | {"run": str(options.layout.root)}
 
 
-def inspect(options: RunOptions) -> dict[str, Any]:
-    """Facts and findings about a scene; writes nothing."""
-    reading = _read(options)
+def inspect(options: RunOptions, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Facts and findings about a scene; writes nothing. Raises `Interrupted` when `stop` was set."""
+    with harmless(stop):
+        reading = _read(options)
+        findings = [*reading.findings, *check_scene(reading.scene)]
+    _check(stop)
     scene = reading.scene
     sizes = sorted({f"{w}x{h}" for w, h in scene.sizes.tolist()})
     facts = {
@@ -158,7 +163,6 @@ def inspect(options: RunOptions) -> dict[str, Any]:
         "image sizes": ", ".join(sizes[:5]) + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""),
         "undistortion": "needed, part of the run" if needs_undistortion(scene) else "not needed",
     }
-    findings = [*reading.findings, *check_scene(scene)]
     return {"facts": facts, "findings": [finding.to_json() for finding in findings]}
 
 
@@ -202,12 +206,13 @@ def _prepared(
     Raises `Interrupted` soon after `stop` is set, between two patches.
     """
     layout, check = options.layout, partial(_check, stop)
-    reading = _read(options)
-    check_place(options.layout, options.scene, reading.scene)
-    _tell(reading)
-    check()
-    # Settings that cannot be used must be found before anything is written.
-    cut = check_plan(reading.scene, options.config, options.profile_folders)
+    with harmless(stop):
+        reading = _read(options)
+        check_place(options.layout, options.scene, reading.scene)
+        _tell(reading)
+        check()
+        # Settings that cannot be used must be found before anything is written.
+        cut = check_plan(reading.scene, options.config, options.profile_folders)
     with locked(layout, say):
         record_run(layout, options.scene, reading.scene, options.config, retrain=bool(options.retrain))
         scene = undistort(reading.scene, layout.scene, say, check)
@@ -337,7 +342,7 @@ def _report(merged: Merged) -> None:
 
 def _check(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
-        raise Interrupted("stopped while patches were planned; run again to continue")
+        raise Interrupted(WHILE_PLANNING)
 
 
 def _outcome(ledger: Ledger, patch_id: str) -> Outcome:

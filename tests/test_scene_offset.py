@@ -129,6 +129,17 @@ def test_a_run_from_before_there_were_offsets_goes_on_without(tmp_path: Path) ->
     assert pipeline.split(options(tmp_path / "scene", tmp_path / "run"), dry_run=False)["offset"] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("offset", [[1e300, 0, 0], [float("nan"), 0, 0], [0, 0], "far"])
+def test_an_offset_that_was_damaged_in_run_yml_is_a_sentence(tmp_path: Path, offset: object) -> None:
+    write_scene(tmp_path, synthetic_scene(6, 60))
+    options = RunOptions.resolve(tmp_path, tmp_path / "run", None, [], None, None)
+    pipeline.split(options, dry_run=False)
+    record = yaml.safe_load(options.layout.run_yml.read_text())
+    options.layout.run_yml.write_text(yaml.safe_dump(record | {"offset": offset}))
+    with pytest.raises(RunFolderError, match="run.yml cannot be read"):
+        pipeline.split(options, dry_run=False)
+
+
 @pytest.mark.parametrize("value", ["[1,2]", "[.inf,0,0]", "[.nan,0,0]", "north"])
 def test_an_offset_is_three_numbers(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"scene\.offset"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from splatpipe import pipeline
 from splatpipe.errors import Interrupted
 from splatpipe.scene.colmap import read_scene
 from splatpipe.scene.undistort import undistort
+from splatpipe.stopping import WHILE_PLANNING
 
 SETTINGS = [
     "training.device=cpu",
@@ -62,13 +64,43 @@ def test_sigterm_while_splatpipe_is_still_importing_leaves_with_143(tmp_path: Pa
     assert not (tmp_path / "scene" / "splatpipe").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "number"), [("run", signal.SIGINT), ("split", signal.SIGTERM), ("inspect", signal.SIGINT)]
+)
+def test_a_stop_while_a_large_scene_is_read_does_not_wait_for_the_end_of_that(
+    tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    write_scene(tmp_path / "scene", synthetic_scene(n_cameras=6, n_points=60))
+    script = f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(splatpipe.__file__).parents[1])!r})
+        from splatpipe import cli, pipeline
+
+        def takes_an_hour(*arguments):
+            print("reading", flush=True)
+            time.sleep(3600)
+
+        pipeline.read_scene = takes_an_hour
+        sys.argv = ["splatpipe", {command!r}, {str(tmp_path / "scene")!r}, "training.device=cpu"]
+        cli.main()
+    """
+    python = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "reading\n"
+    process.send_signal(number)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + number
+    assert errors.endswith(f"stopping\n{WHILE_PLANNING}\n")
+    assert not (tmp_path / "scene" / "splatpipe").exists()
+
+
 @pytest.mark.parametrize("after", [1, 2, 4, 5])
 def test_a_stop_while_patches_are_planned_or_written_is_obeyed_and_the_next_run_goes_on(
     tmp_path: Path, after: int
 ) -> None:
     write_scene(tmp_path / "scene", synthetic_scene(n_cameras=9, n_points=150))
     options = pipeline.RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, SETTINGS, None, None)
-    with pytest.raises(Interrupted, match="while patches were planned"):
+    with pytest.raises(Interrupted, match=WHILE_PLANNING):
         pipeline.run(options, stop=Later(after), trainer=TrainerDouble({}))
     assert not options.layout.ledger.exists() and not list(tmp_path.glob("run/attempts/*"))
     if after == 4:

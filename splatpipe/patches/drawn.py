@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from splatpipe.errors import ConfigError
 from splatpipe.files import read_json
 from splatpipe.patches.region import Ring, distance_to_ring, in_ring
-from splatpipe.scene.colmap import FARTHEST
+from splatpipe.scene.offset import FARTHEST
 
 TOLERANCE = 1e-6  # of the layout's longer side; edges closer than this are one edge
 CORNERS = 3

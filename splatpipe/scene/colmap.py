@@ -20,13 +20,12 @@ from splatpipe.scene.findings import Finding
 from splatpipe.scene.intrinsics import pinhole_matrix, rescaled
 from splatpipe.scene.masks import with_masks
 from splatpipe.scene.model import Model, rows_of_ids
-from splatpipe.scene.offset import Offset, near_origin
+from splatpipe.scene.offset import FARTHEST, Offset, near_origin
 from splatpipe.scene.text import read_text
 from splatpipe.scene.tracks import group, kept_tracks
 from splatpipe.scene.writing import Tracks, write_tracks
 
 MODEL_FILES = ("cameras", "images", "points3D")
-FARTHEST = 1e18  # scene units; squares of larger numbers do not fit in single precision
 MODEL_PLACES = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".")
 
 

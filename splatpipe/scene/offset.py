@@ -17,6 +17,7 @@ from splatpipe.scene.arrays import Scene, Similarity, lengths
 from splatpipe.scene.findings import Finding
 
 Offset = tuple[float, float, float]
+FARTHEST = 1e18  # scene units; squares of larger numbers do not fit in single precision
 NONE: Offset = (0.0, 0.0, 0.0)
 SAMPLE = 100_000  # points, and observations, that stand for all
 FINE = 1 / 8  # of a pixel: where single precision is coarser, an offset is taken off
@@ -65,10 +66,10 @@ def near_origin(scene: Scene, wanted: Literal["auto"] | Offset) -> tuple[Scene, 
 
 
 def checked(values: Sequence[float]) -> Offset:
-    """Three finite numbers. Raises ValueError or TypeError for anything else."""
+    """Three numbers that a model can have. Raises ValueError or TypeError for anything else."""
     x, y, z = (float(value) for value in values)
-    if not all(map(math.isfinite, (x, y, z))):
-        raise ValueError("an offset is three finite numbers")
+    if not all(abs(value) < FARTHEST for value in (x, y, z)):
+        raise ValueError(f"an offset is three numbers below {FARTHEST:g}")
     return x, y, z
 
 
