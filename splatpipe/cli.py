@@ -20,7 +20,14 @@ from splatpipe import __version__
 from splatpipe.console import say
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, SplatpipeError
 from splatpipe.stopping import WHILE_PLANNING, Stop
-from splatpipe.surroundings import check_memory, prepare_streams, short_of_memory
+from splatpipe.surroundings import (
+    NO_THREAD,
+    check_memory,
+    check_threads,
+    prepare_streams,
+    short_of_memory,
+    short_of_processes,
+)
 
 app = typer.Typer(
     name="splatpipe",
@@ -43,6 +50,10 @@ _MACHINE_ERRORS = {
     errno.EPERM: "choose a folder that you may write to with --out, or change its permissions",
     errno.EINTR: "the file system was interrupted; run again to continue",
     errno.EIO: "the disk reports an error; check it, then run again",
+    errno.EMFILE: "raise the limit for open files (ulimit -n) and run again",
+    errno.ENFILE: "too many files are open on this machine; run again when it is less busy",
+    errno.EAGAIN: "raise the limit for processes (ulimit -u) and run again",
+    errno.ENOMEM: "lower what the settings ask for, or free some memory",
 }
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 STOPPING = "stopping"
@@ -378,6 +389,7 @@ def main() -> None:
     try:
         prepare_streams()
         check_memory()
+        check_threads()
         app(standalone_mode=True)
     except (Interrupted, KeyboardInterrupt) as error:
         say(str(error) or "stopped")
@@ -392,9 +404,14 @@ def main() -> None:
         if error.errno not in _MACHINE_ERRORS:
             _explain(error, "this is a bug of splatpipe: ")
             sys.exit(EXIT_BUG)
-        _explain(EnvironmentProblem(f"{error.filename or 'a file'}: {error.strerror}; {_MACHINE_ERRORS[error.errno]}"))
+        _explain(
+            EnvironmentProblem(f"{error.filename or 'this machine'}: {error.strerror}; {_MACHINE_ERRORS[error.errno]}")
+        )
         sys.exit(EnvironmentProblem.exit_code)
     except Exception as error:
+        if str(error) == NO_THREAD:
+            _explain(short_of_processes())
+            sys.exit(EnvironmentProblem.exit_code)
         _explain(error, "this is a bug of splatpipe: ")
         sys.exit(EXIT_BUG)
     finally:

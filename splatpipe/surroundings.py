@@ -6,11 +6,14 @@ import errno
 import io
 import os
 import sys
+import threading
 from typing import TextIO
 
 from splatpipe.errors import EnvironmentProblem
 
 LEAST_BYTES = 1 << 30  # of addresses, to load the libraries; with less some of them wait for memory for ever
+LEAST_THREADS = 4  # beside the first; with fewer some libraries send the process a signal that looks like Ctrl-C
+NO_THREAD = "can't start new thread"  # what Python says
 GB = 10**9
 
 
@@ -98,3 +101,24 @@ def short_of_memory(detail: str) -> EnvironmentProblem:
     why = f"{detail}; " if detail else ""
     why += f"ulimit -v allows {limit / GB:.1f} GB of addresses; " if limit is not None else ""
     return EnvironmentProblem(f"not enough memory; {why}lower what the settings ask for, or free some")
+
+
+def check_threads() -> None:
+    """Raises EnvironmentProblem where not even a few threads can be started."""
+    over = threading.Event()
+    threads = [threading.Thread(target=over.wait, daemon=True) for _ in range(LEAST_THREADS)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        raise short_of_processes() from None
+    finally:
+        over.set()
+
+
+def short_of_processes() -> EnvironmentProblem:
+    """What to say when no further process or thread can be started."""
+    return EnvironmentProblem(
+        "no further process or thread can be started; raise the limit (ulimit -u, or that of the container), or run "
+        "fewer things at once"
+    )

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from scenes import synthetic_scene, write_scene
 
+from splatpipe.errors import EnvironmentProblem
 from splatpipe.ledger import Ledger
 
 SETTINGS = ["training.iterations=60", "training.refine_start=10", "training.device=cpu", "patching.holdout_every=0"]
@@ -75,3 +77,40 @@ def test_too_few_addresses_for_the_libraries_are_a_sentence(scene: Path) -> None
     done = subprocess.run([*limited, str(scene)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "0.3 GB of addresses (ulimit -v)" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@linux_only
+def test_a_process_that_may_start_no_thread_is_a_sentence() -> None:
+    script = """
+        import contextlib, os, resource, sys
+        from splatpipe import cli
+        with contextlib.suppress(OSError):
+            os.setuid(65534)  # root is not bound by the limit
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        sys.argv = ["splatpipe", "--version"]
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == EnvironmentProblem.exit_code
+    assert done.stderr.startswith("splatpipe: no further process or thread can be started; raise the limit (ulimit -u")
+    assert done.stderr.count("\n") == 1
+
+
+@linux_only
+def test_too_few_open_files_are_a_sentence_wherever_they_run_out(scene: Path) -> None:
+    script = f"""
+        import contextlib, resource, sys
+        from splatpipe import cli, pipeline
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit in range(3, 20):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+            sys.argv = ["splatpipe", "inspect", {str(scene)!r}]
+            with contextlib.suppress(SystemExit):
+                cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "camera models" in done.stdout
+    lines = done.stderr.splitlines()
+    assert lines and all(line.startswith("splatpipe: ") and "Too many open files" in line for line in lines)
+    assert "bug" not in done.stderr
