@@ -385,14 +385,18 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: turns what a user can cause into one sentence and an exit code."""
-    before = signal.signal(signal.SIGTERM, _terminate)  # commands that can be stopped with care have their own
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, _terminate)  # commands that can be stopped with care have their own
+    if before[signal.SIGINT] is signal.default_int_handler:  # not where it is ignored, as in a script's background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         prepare_streams()
         check_memory()
         check_threads()
         app(standalone_mode=True)
     except (Interrupted, KeyboardInterrupt) as error:
-        say(str(error) or "stopped")
+        if str(error):
+            say(str(error))
         sys.exit(EXIT_TERMINATED if _stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
     except SplatpipeError as error:
         _explain(error)
@@ -415,7 +419,14 @@ def main() -> None:
         _explain(error, "this is a bug of splatpipe: ")
         sys.exit(EXIT_BUG)
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Leave at once; said here, because typer turns the exception into an exit code without a word."""
+    say("stopped")
+    raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

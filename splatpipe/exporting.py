@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.config import Config, config_from_dict
-from splatpipe.errors import ConfigError, RunFolderError, SceneError
+from splatpipe.errors import ConfigError, EnvironmentProblem, RunFolderError, SceneError
 from splatpipe.export.formats import FORMATS, parse_formats
 from splatpipe.export.georeference import Georeference, find_georeference, write_georeferenced
 from splatpipe.export.gps import fit_gps, read_gps
 from splatpipe.export.transform import find_transform
 from splatpipe.export.write import Exported, export_splat
-from splatpipe.files import write_json
+from splatpipe.files import clear_leftovers, write_json
 from splatpipe.layout import RunLayout
 from splatpipe.runfolder import read_run
 from splatpipe.scene.colmap import read_scene
@@ -45,6 +47,7 @@ def export_run(
     config = config_from_dict(run["settings"], str(layout.run_yml))
     if not layout.merged_splat.is_file():
         raise RunFolderError(f"{layout.root}: nothing is merged yet; splatpipe merge {layout.root} does it")
+    read_header(layout.merged_splat)
     setting = str(georeference.absolute()) if georeference else config.export.georeference
     reference = find_georeference(setting, run["scene"]) or _by_itself(run["offset"], say)
     reference = reference or _by_gps(run["scene"], config, say)
@@ -53,17 +56,40 @@ def export_run(
             f"--georeferenced: {run['scene']} has no georeference.json or georeference.txt, its photographs have no "
             "GPS that fits, and neither --georeference nor export.georeference names a file"
         )
-    begin = time.perf_counter()
-    splat = layout.merged_splat
-    if reference:
-        splat = _place(layout, reference, run["offset"], georeferenced)
-    seconds = time.perf_counter() - begin if georeferenced else 0.0
-    written = [_plain(splat, seconds)] if georeferenced or PLY in formats else []
     others = [one for one in formats if one is not PLY]
-    if others:
-        tool = find_transform(say=say)
-        written += export_splat(splat, others, lambda name: _target(layout, name, georeferenced), tool)
+    with _writing_to(_target(layout, "", georeferenced)) if others or reference else contextlib.nullcontext():
+        tool = find_transform(say=say) if others else None
+        begin = time.perf_counter()
+        splat = _place(layout, reference, run["offset"], georeferenced) if reference else layout.merged_splat
+        seconds = time.perf_counter() - begin if georeferenced else 0.0
+        written = [_plain(splat, seconds)] if georeferenced or PLY in formats else []
+        if tool:
+            written += export_splat(splat, others, lambda name: _target(layout, name, georeferenced), tool, say)
     return {"splat": str(splat), "georeferenced": georeferenced, "exports": [one.to_json() for one in written]}
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Refuse a folder of exports that cannot be written before anything takes long, and clear what kills left in it.
+
+    Raises `EnvironmentProblem`, also when something else has the name of an export.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        clear_leftovers(folder)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write exports to {folder}: {error.strerror or error}; make it a folder that can be written, or "
+            "export from a copy of the run"
+        ) from error
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise EnvironmentProblem(
+            f"cannot write {error.filename2 or error.filename}: {error.strerror}; move away what has that name"
+        ) from error
 
 
 def _by_itself(taken: Offset, say: Callable[[str], None]) -> Georeference | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # as `atomic_path` names them: .NAME.PROCESS.tmp
+_TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.(tmp|old)")  # .NAME.PROCESS.tmp, and folders .NAME.PROCESS.old
 
 
 def sync_folder(folder: Path) -> None:
@@ -33,18 +34,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     whole new one. Creates the parent folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         with _named(path):
             yield temporary
-            with temporary.open("rb+") as handle:
-                os.fsync(handle.fileno())
-            _rename(temporary, path)
-            sync_folder(path.parent)
+            put_file(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # a later run clears it; what went wrong first is what must be told
             temporary.unlink(missing_ok=True)
         raise
+
+
+def put_file(source: Path, path: Path) -> None:
+    """Rename a file that was written on the same disk onto `path`, durably: there is the old file or the new one."""
+    with _named(path):
+        with source.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        _rename(source, path)
+        sync_folder(path.parent)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A name beside `path` that no other living process uses for it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -69,15 +81,26 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what `atomic_path` could not, anywhere below `folder`: the process that wrote it was killed.
+    """Remove what `atomic_path` and the folders below could not, anywhere in `folder`: their process was killed.
 
-    Files of processes that are alive stay; symbolic links are not followed.
+    What belongs to processes that are alive stays; symbolic links are not followed. A folder that was about to be
+    replaced and has no successor gets its name back.
     """
-    for root, _, names in os.walk(folder):
-        for name in names:
-            match = _TEMPORARY.fullmatch(name)
-            if match and not psutil.pid_exists(int(match[1])):
-                Path(root, name).unlink(missing_ok=True)
+    for root, folders, names in os.walk(folder):
+        for name in [*names, *folders]:
+            match, left = _TEMPORARY.fullmatch(name), Path(root, name)
+            if not match or (match[3] == "old" and name in names):
+                continue
+            if name in folders:
+                folders.remove(name)
+            if psutil.pid_exists(int(match[2])):
+                continue
+            if name in names:
+                left.unlink(missing_ok=True)
+            elif match[3] == "old":
+                _put_back(left, left.with_name(match[1]))
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -110,24 +133,65 @@ def parse_json(text: str | bytes) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary sibling of `path`; rename it onto `path` when the block succeeds.
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, for what is going to be it; removed when the block ends, however it ends.
 
-    An older folder at `path` is replaced. After a kill there is the old folder, the new one or none, never half
-    of one; what a killed process left behind is cleared by the next call. Creates the parent folder.
+    What a killed process leaves behind is cleared by `clear_leftovers`. Creates the parent folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    temporary = _beside(path, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         with _named(path):
             yield temporary
-            shutil.rmtree(old, ignore_errors=True)
-            if path.exists():
-                _rename(path, old)
-            _rename(temporary, path)
-            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `path`; rename it onto `path` when the block succeeds.
+
+    An older folder at `path` is replaced, and stays when the block raises. After a kill there is the old folder or
+    the new one, if need be under its temporary name until `clear_leftovers`; never half of one.
+    """
+    with scratch_folder(path) as temporary:
+        yield temporary
+        put_folder(temporary, path)
+
+
+def put_folder(source: Path, path: Path) -> None:
+    """Rename a folder that was written on the same disk onto `path`, in place of an older one.
+
+    Others may do the same at once: the last one's stays. Raises `NotADirectoryError` when `path` is a file.
+    """
+    old = _beside(path, "old")
+    try:
+        with _named(path):
+            while not _renamed(source, path):
+                shutil.rmtree(old, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):
+                    _rename(path, old)
+            sync_folder(path.parent)
+    finally:
+        _put_back(old, path)
+
+
+def _renamed(source: Path, path: Path) -> bool:
+    """Whether a folder could be renamed: not onto one that holds something."""
+    try:
+        _rename(source, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Give a folder that was to be replaced its name back where nothing has it now; otherwise remove it."""
+    if not path.exists():
+        with contextlib.suppress(OSError):
+            _rename(old, path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 from splatpipe.errors import EnvironmentProblem
 from splatpipe.export.formats import LEVELS, Format, Recipe, recipe
 from splatpipe.export.transform import SplatTransform
-from splatpipe.files import atomic_folder, atomic_path
+from splatpipe.files import put_file, put_folder, scratch_folder
 from splatpipe.splatting.ply import read_header
 
 
@@ -31,10 +30,15 @@ class Exported:
 
 
 def export_splat(
-    splat: Path, formats: Sequence[Format], place: Callable[[str], Path], tool: SplatTransform
+    splat: Path,
+    formats: Sequence[Format],
+    place: Callable[[str], Path],
+    tool: SplatTransform,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> list[Exported]:
     """Write `splat`, a PLY, in each format, to `place(format.file)`; every one appears whole or not at all.
 
+    `say` is told what is being written, because a format may take minutes.
     Raises SplatFileError for a file that is no splat, EnvironmentProblem when splat-transform fails.
     """
     header = read_header(splat)
@@ -43,27 +47,27 @@ def export_splat(
     if header.antialiased is not None:
         note = "trained antialiased, which the format does not say: switch antialiasing on in the viewer"
         unique = {name: replace(one, notes=(*one.notes, note)) for name, one in unique.items()}
-    return [_write(splat, one, place(one.format.file), tool) for one in unique.values()]
+    written = []
+    for number, one in enumerate(unique.values(), 1):
+        say(f"writing {one.format.name} ({number} of {len(unique)})")
+        written.append(_write(splat, one, place(one.format.file), tool))
+    return written
 
 
 def _write(splat: Path, made: Recipe, path: Path, tool: SplatTransform) -> Exported:
-    begin = time.perf_counter()
-    if made.format.name == "lod":
-        with atomic_folder(path.parent) as folder:
-            tool.run([*_levels(splat, made), str(folder / path.name)])
-            _check(folder / path.name, made)
-        size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-    else:
-        with atomic_path(path) as temporary:
-            # splat-transform goes by the ending, which the temporary name lacks.
-            written = temporary.with_name(f".{temporary.name.strip('.')}.{path.name}")
-            try:
-                tool.run([str(splat), *made.arguments, str(written)])
-                _check(written, made)
-                shutil.move(written, temporary)
-            finally:
-                written.unlink(missing_ok=True)
-        size = path.stat().st_size
+    """In a folder of its own first: splat-transform goes by the ending of a name, and a killed one leaves files."""
+    begin, tiles = time.perf_counter(), made.format.name == "lod"
+    target = path.parent if tiles else path
+    with scratch_folder(target) as folder:
+        sources = _levels(splat, made) if tiles else [str(splat), *made.arguments]
+        tool.run([*sources, str(folder / path.name)])
+        _check(folder / path.name, made)
+        if tiles:
+            put_folder(folder, target)
+        else:
+            put_file(folder / path.name, target)
+    files = target.rglob("*") if tiles else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     return Exported(made.format.name, path, size, round(time.perf_counter() - begin, 2), made.notes)
 
 

@@ -6,7 +6,6 @@ The viewer is SuperSplat's, which splat-transform puts into the page with the sp
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from splatpipe.errors import RunFolderError
 from splatpipe.export.transform import SplatTransform, find_transform
-from splatpipe.files import atomic_path
+from splatpipe.files import put_file, scratch_folder
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
 from splatpipe.report import words
@@ -55,14 +54,12 @@ def write_splat_page(layout: RunLayout, say: Callable[[str], None]) -> Path:
 
 def convert(splats: Splats, placement: Placement, pins: list[dict[str, Any]], page: Path, tool: SplatTransform) -> None:
     """Write the page of `splats`, which have no SH bands, whole or not at all."""
-    page.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        source, settings, made = (Path(folder, name) for name in ("splat.ply", "settings.json", "splat.html"))
+    with scratch_folder(page) as folder:
+        source, settings, made = (folder / name for name in ("splat.ply", "settings.json", "splat.html"))
         write_splats(source, placement.turned(HALF_TURN).splats(splats))
         settings.write_text(json.dumps(viewer_settings(pins)))
         tool.run([str(source), "--viewer-settings", str(settings), str(made)])
-        with atomic_path(page) as temporary:
-            temporary.write_bytes(made.read_bytes())
+        put_file(made, page)
 
 
 def viewer_settings(pins: list[dict[str, Any]]) -> dict[str, Any]:
