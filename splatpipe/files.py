@@ -16,6 +16,8 @@ import psutil
 
 _TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.(tmp|old)")  # .NAME.PROCESS.tmp, and folders .NAME.PROCESS.old
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable (a rename is only on disk once its folder is)."""

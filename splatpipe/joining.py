@@ -23,6 +23,7 @@ from splatpipe.merge.clean import Cleaning
 from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
 from splatpipe.patches.patch import Patch
 from splatpipe.planning import Plan
+from splatpipe.policy.vram import gaussians_within
 from splatpipe.progress import Counter
 from splatpipe.records import is_as_recorded
 from splatpipe.report.pictures import save_pair
@@ -32,6 +33,8 @@ from splatpipe.training import trained_file
 
 if TYPE_CHECKING:
     from splatpipe.merge.finish import Finish
+    from splatpipe.merge.parts import Watch
+    from splatpipe.splatting.views import Views
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ def join(
     config: Config,
     device: str,
     should_stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> Merged:
     """Merge every trained patch of the run, finish the borders, evaluate over all hold-out views, and record it.
 
+    `watch` is told how borders are trained where that goes on part by part.
     Raises `RunFolderError` when no patch is trained or a trained one has lost its splat, `EnvironmentProblem` when
     the disk is full, `Interrupted`.
     """
@@ -67,7 +72,9 @@ def join(
     ledger.clear_merged()  # what it says is of another file now
     _tell_offset(plan, layout)
     report.coverage.draw(layout.coverage_map, [planned.patch for planned in plan.patches], report.holes)
-    finished = _finish(plan, report, config, device, should_stop) if config.merge.finish and len(splats) > 1 else None
+    finished = None
+    if config.merge.finish and len(splats) > 1:
+        finished = _finish(plan, layout, report, config, device, should_stop, watch)
     merged = _evaluate(plan, layout, config, report, finished, device, check)
     details = report.to_json() | {"views": merged.views, "pictures": [str(path) for path in merged.pictures]}
     details["finish"] = finished.to_json() if finished else None
@@ -210,32 +217,56 @@ def _cleaning(plan: Plan, config: Config) -> Cleaning:
     return Cleaning(config.merge, (low + high) / 2, float((high - low).max()))
 
 
-def _finish(plan: Plan, report: MergeReport, config: Config, device: str, should_stop: Callable[[], bool]) -> Finish:
+def _finish(
+    plan: Plan,
+    layout: RunLayout,
+    report: MergeReport,
+    config: Config,
+    device: str,
+    should_stop: Callable[[], bool],
+    watch: Watch | None,
+) -> Finish:
     """Hold-out views take no part."""
     from splatpipe.merge.finish import Finish, finish
     from splatpipe.splatting.loop import Stopped
 
     training, there = config.training, {part.patch_id for part in report.parts}
     used = np.setdiff1d(np.arange(plan.scene.n_cameras), plan.split.holdout)
+    views = views_of(plan).take(used).resized(training.downscale, training.max_width)
     try:
         return finish(
             report.path,
-            views_of(plan).take(used).resized(training.downscale, training.max_width),
+            views,
             plan.scene.points,
             [planned.patch for planned in plan.patches if planned.id in there],
             plan.split.frame,
             plan.patches[0].settings,
             visits=config.merge.finish,
+            work=layout.finishing,
             device=device,
             threads=training.threads,
             should_stop=should_stop,
+            at_once=_at_once(views, device),
+            watch=watch,
         )
     except SceneError as error:
         return Finish(False, f"borders are not trained together: {error}")
     except Stopped as stopped:
+        goes_on = " and goes on with them" if layout.finishing.exists() else ""
         raise Interrupted(
-            "stopped while borders were trained together; the next splatpipe run merges again"
+            f"stopped while borders were trained together; the next splatpipe run merges again{goes_on}"
         ) from stopped
+
+
+def _at_once(views: Views, device: str) -> int:
+    """How many Gaussians of a splat that is too large for memory are trained at once."""
+    import psutil
+    import torch
+
+    from splatpipe.merge.evaluate import HELD_AT_ONCE
+
+    there = torch.cuda.mem_get_info(device)[1] if device != "cpu" else psutil.virtual_memory().total
+    return min(HELD_AT_ONCE, gaussians_within(there, int(views.sizes.prod(axis=1).max())))
 
 
 def _evaluate(

@@ -172,6 +172,11 @@ class RunLayout:
         return self.merged / "offset.json"
 
     @property
+    def finishing(self) -> Path:
+        """Where the borders of a merged splat too large for memory are trained; gone when that is over."""
+        return self.root / "finishing"
+
+    @property
     def evaluation(self) -> Path:
         """What hold-out views say of the merged splat."""
         return self.merged / "evaluation.json"

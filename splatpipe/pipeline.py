@@ -26,6 +26,7 @@ from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
+from splatpipe.merge.workplace import Workplace
 from splatpipe.options import RunOptions, patch_ids
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.policy.costs import seconds_left
@@ -174,7 +175,9 @@ def status(run_folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{layout.root} has no ledger yet; it was not split (splatpipe run continues it)")
     with Ledger(layout.ledger, read_only=True) as ledger:
         found = ledger.status()
-    return found | {"seconds_left": seconds_left(found, time.time()) if found["ended"] is None else None}
+    left = seconds_left(found, time.time()) if found["ended"] is None else None
+    begun = Workplace(layout.finishing).progress()
+    return found | {"seconds_left": left, "finishing": {"done": begun.turns, "of": begun.of} if begun else None}
 
 
 # ------------------------------------------------------------------ stages
@@ -315,7 +318,8 @@ def _merge(
         return
     if options.config.merge.finish and len(plan.patches) > 1:
         say("merging, then training what lies at borders together (merge.finish)")
-    merged = join(plan, options.layout, ledger, options.config, device, should_stop)
+    watch = partial(RunProgress, batch=options.batch, what="parts of the borders")
+    merged = join(plan, options.layout, ledger, options.config, device, should_stop, watch)
     _report(merged)
     if any(plan.scene.offset):
         print(f"its positions are less than the model's by ({shown(plan.scene.offset)}): {options.layout.offset}")

@@ -41,9 +41,11 @@ class Counter:
 class RunProgress:
     """Steps of all patches of a run. Methods may be called from several threads; prints to stderr."""
 
-    def __init__(self, steps: Mapping[str, int], batch: bool = False, every_s: float = LINE_EVERY_S) -> None:
-        """`steps`: patch id to the number of its steps. `batch`: lines, even on a terminal."""
-        self._lock = threading.Lock()
+    def __init__(
+        self, steps: Mapping[str, int], batch: bool = False, every_s: float = LINE_EVERY_S, what: str = "patches"
+    ) -> None:
+        """`steps`: patch id to the number of its steps. `batch`: lines, even on a terminal. `what` they are."""
+        self._lock, self._what = threading.Lock(), what
         self._terminal = sys.stderr.isatty() and not batch
         self._planned, self._total = dict(steps), sum(steps.values())
         self._costs: dict[str, float] = {patch: float(count) for patch, count in steps.items()}
@@ -105,7 +107,7 @@ class RunProgress:
             states = list(self._states.values())
             shown = [*states[-NAMED:], *([f"{len(states) - NAMED} more"] if len(states) > NAMED else [])]
             now = f", training: {'; '.join(shown)}" if shown else ""
-            return f"{len(self._over)} of {len(self._planned)} patches done{now}; {self._remaining()}"
+            return f"{len(self._over)} of {len(self._planned)} {self._what} done{now}; {self._remaining()}"
 
     def _tick(self, every_s: float) -> None:
         while not self._closed.wait(every_s):

@@ -47,6 +47,8 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     if status.get("seconds_left") is not None:
         parts += [f"about {duration(status['seconds_left'])} left, if nothing fails"]
     parts += [_merged_line(status["merged"])]
+    if begun := status.get("finishing"):
+        parts += [f"borders are trained together: {begun['done']} of {begun['of']} parts done"]
     return Group(*parts)
 
 

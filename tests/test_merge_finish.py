@@ -7,19 +7,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scenes import look_at
 from test_merge import IDENTITY, INF, slab, splats_at
 
-from splatpipe.merge.evaluate import Renderer, evaluate_splat
-from splatpipe.merge.finish import at_borders, finish
+from splatpipe.merge.evaluate import Renderer, evaluate_splat, in_view
+from splatpipe.merge.finish import finish
+from splatpipe.merge.moments import Moments
+from splatpipe.merge.neighbourhoods import at_borders, look_through, looks, neighbourhoods
+from splatpipe.merge.rowfile import RowFile
+from splatpipe.splatting.adam import Adam
 from splatpipe.splatting.loop import Stopped
-from splatpipe.splatting.ply import Splats, antialiased_comment, read_header, read_splats, to_rows, write_splats
+from splatpipe.splatting.ply import (
+    Splats,
+    antialiased_comment,
+    columns,
+    iter_rows,
+    read_header,
+    read_splats,
+    splat_writer,
+    to_rows,
+    write_splats,
+)
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.splatting.views import Views
 
 PATCHES = [slab("p000", -INF, 0, buffer=0.6), slab("p001", 0, INF, buffer=0.6)]
 K = np.array([[40.0, 0, 24], [0, 40, 18], [0, 0, 1]])
+MOST = 420  # of the 502 Gaussians: less than most photographs see
 TRAINED, HELD = np.array([0, 1, 3, 5, 6]), np.array([2, 4])
 
 
@@ -57,8 +75,8 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Views:
 def finished(path: Path, views: Views, **changes: object):  # type: ignore[no-untyped-def]
     given = {"visits": 12, **changes}
     points = ground().means.astype(np.float64)
-    settings = given.pop("settings", TrainSettings())
-    return finish(path, views.take(TRAINED), points, PATCHES, IDENTITY, settings, **given)
+    hyper = given.pop("settings", TrainSettings())
+    return finish(path, views.take(TRAINED), points, PATCHES, IDENTITY, hyper, work=path.parent / "work", **given)
 
 
 def test_views_that_took_no_part_come_closer_and_only_borders_change(tmp_path: Path, views: Views) -> None:
@@ -90,7 +108,7 @@ def test_what_training_cannot_better_stays_as_it_was(tmp_path: Path, views: View
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"most": 400}, "502 Gaussians are more than the 400"),
+        ({"most": 50}, "many views see more than the 50 Gaussians"),
         ({"settings": replace(TrainSettings(), pose_lr=1e-3)}, "cameras or colours of its own"),
     ],
 )
@@ -105,10 +123,161 @@ def test_where_it_cannot_be_done_a_sentence_says_why(
     assert path.read_bytes() == before
 
 
-def test_a_stop_leaves_the_merged_splat_whole(tmp_path: Path, views: Views) -> None:
+def wide_scene(tmp_path: Path) -> Path:
     path = tmp_path / "merged.ply"
-    write_splats(path, badly_joined(ground()))
-    before = path.read_bytes()
+    write_splats(path, badly_joined(ground()), ("made by a test",))
+    return path
+
+
+def test_what_does_not_fit_in_memory_is_trained_part_by_part(tmp_path: Path, views: Views) -> None:
+    path = wide_scene(tmp_path)
+    before, old = evaluate_splat(path, views.take(HELD)).psnr, to_rows(read_splats(path))
+    done = finished(path, views, most=MOST)
+    assert done.kept and done.neighbourhoods > 1 and done.views == 5, done.sentence
+    assert f"in {done.neighbourhoods} neighbourhoods" in done.sentence
+    assert evaluate_splat(path, views.take(HELD)).psnr > before + 1
+    free, new = at_borders(old, PATCHES, IDENTITY), to_rows(read_splats(path))
+    np.testing.assert_array_equal(new[~free], old[~free])
+    assert not (path.parent / "work").exists()
+
+
+def test_no_neighbourhood_holds_more_than_it_may_and_each_holds_all_it_sees(tmp_path: Path, views: Views) -> None:
+    path, most = wide_scene(tmp_path), MOST
+    contents = look_through(read_header(path), PATCHES, IDENTITY)
+    found = looks(contents, views, most)
+    parts, rows = neighbourhoods(contents, found, most), to_rows(read_splats(path))
+    assert sorted(np.concatenate([part.views for part in parts])) == list(range(len(found.views)))
+    for part in parts:
+        held = part.seen[contents.cell]
+        assert held.sum() <= most
+        for i in part.views:
+            width, height = found.views.sizes[i]
+            assert not (in_view(rows, found.views.viewmats[i], found.views.Ks[i], width, height) & ~held).any()
+
+
+def test_tiles_make_up_the_photographs_they_are_cut_from(tmp_path: Path, views: Views) -> None:
+    found = looks(look_through(read_header(wide_scene(tmp_path)), PATCHES, IDENTITY), views, MOST)
+    assert len(found.views) > len(views) and found.blind == 0
+    for i, name in enumerate(views.names):
+        whole, seen = views.decode(i).pixels, np.zeros((36, 48), np.int64)
+        for tile in np.flatnonzero([one == name for one in found.views.names]):
+            left, top, width, height = found.views.rectangles[tile]
+            np.testing.assert_array_equal(
+                found.views.decode(tile).pixels, whole[top : top + height, left : left + width]
+            )
+            np.testing.assert_allclose(found.views.Ks[tile] @ [0, 0, 1], views.Ks[i] @ [0, 0, 1] - [left, top, 0])
+            seen[top : top + height, left : left + width] += 1
+        assert (seen == 1).all()
+
+
+class Stopper:
+    """Asks to stop when it was asked `after` times."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("most", [1000, MOST])
+def test_a_stop_leaves_the_merged_splat_whole_and_the_next_run_goes_on(tmp_path: Path, views: Views, most: int) -> None:
+    path, straight = wide_scene(tmp_path), tmp_path / "straight" / "merged.ply"
+    straight.parent.mkdir()
+    before = straight.write_bytes(path.read_bytes()) and path.read_bytes()
+    whole = finished(straight, views, most=most)
+    stopper = Stopper(whole.steps)  # it is asked once a step, and a few times more
     with pytest.raises(Stopped):
-        finished(path, views, should_stop=lambda: True)
+        finished(path, views, most=most, should_stop=stopper)
     assert path.read_bytes() == before
+    told = Told()
+    done = finished(path, views, most=most, watch=told)
+    assert 0 < told.steps < whole.steps, "the steps before the stop are not made again"
+    assert done.steps == whole.steps and done.psnr_before == whole.psnr_before
+    assert path.read_bytes() == straight.read_bytes()
+
+
+class Told:
+    """Counts the steps of which it is told."""
+
+    def __init__(self) -> None:
+        self.steps, self.over, self.planned = 0, [], {}
+        self._from = 0
+
+    def __call__(self, planned: dict[str, int]) -> Told:
+        self.planned = dict(planned)
+        return self
+
+    def event(self, name: str, event: dict[str, object]) -> None:
+        if event["event"] == "start":
+            self._from = event["resumed_from"] or 0
+        elif event["event"] == "step":
+            self.steps += event["step"] - self._from
+            self._from = event["step"]
+
+    def finished(self, name: str) -> None:
+        self.over.append(name)
+
+    def close(self) -> None:
+        self.over.append("closed")
+
+
+def test_a_watcher_hears_of_every_turn(tmp_path: Path, views: Views) -> None:
+    told = Told()
+    done = finished(wide_scene(tmp_path), views, most=MOST, visits=2, watch=told)
+    assert sum(told.planned.values()) == told.steps == done.steps
+    assert told.over == [*told.planned, "closed"]
+    assert len(told.planned) == 2 * done.neighbourhoods, "with two looks there are two rounds"
+
+
+def test_what_was_begun_on_another_splat_is_not_gone_on_with(tmp_path: Path, views: Views) -> None:
+    path = wide_scene(tmp_path)
+    with pytest.raises(Stopped):
+        finished(path, views, should_stop=Stopper(20))
+    other = ground()
+    other.opacities[:] += 0.5
+    write_splats(path, other)
+    told = Told()
+    done = finished(path, views, watch=told)
+    assert told.steps == done.steps == 60
+
+
+@given(st.integers(1, 9000), st.data())
+@settings(max_examples=20, deadline=None)
+def test_rows_are_read_and_replaced_where_they_are(
+    tmp_path_factory: pytest.TempPathFactory, count: int, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.ply"
+    rows = np.random.default_rng(count).normal(size=(count, len(columns(1)))).astype(np.float32)
+    with splat_writer(path, 1) as writer:
+        writer.append(rows)
+    index = np.array(sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=50))), np.int64)
+    with RowFile(path) as file:
+        np.testing.assert_array_equal(file.take(index), rows[index])
+        rows[index] += 1
+        file.put(index, rows[index])
+    np.testing.assert_array_equal(np.concatenate(list(iter_rows(read_header(path)))), rows)
+
+
+def test_moments_come_back_in_another_scale_of_lengths(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def adam(seen: int) -> Adam:
+        shapes = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "sh0": (1, 3), "shN": (3, 3)}
+        params = {name: torch.zeros((seen, *shape)) for name, shape in shapes.items()}
+        made = Adam(params, dict.fromkeys(params, 0.1))
+        for state in made.state.values():
+            for moment in state.values():
+                moment.copy_(torch.from_numpy(rng.random(moment.shape, np.float32)))
+        return made
+
+    first, second = adam(3), adam(3)
+    moments = Moments(tmp_path, np.array([4, 7, 9]), 1)
+    moments.take_back(first, np.array([2, 4, 9]), scale=2.0)
+    Moments(tmp_path, np.array([4, 7, 9]), 1).lend(second, np.array([4, 7, 8]), scale=4.0, steps=11)
+    assert second.steps == 11
+    for name, kind, factor in (("means", "exp_avg", 0.5), ("means", "exp_avg_sq", 0.25), ("shN", "exp_avg_sq", 1)):
+        torch.testing.assert_close(second.state[name][kind][0], first.state[name][kind][1] * factor)
+        assert (second.state[name][kind][1] == 0).all(), "nobody has seen row 7 yet"
+        assert (second.state[name][kind][2] != 0).all(), "row 8 is not wide, and keeps its own"

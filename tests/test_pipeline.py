@@ -76,6 +76,30 @@ def test_every_patch_trains_and_one_splat_is_merged(scene: Path, tmp_path: Path)
     assert picture.is_file()
 
 
+class StopOnce(threading.Event):
+    """Is set from the moment at which a file is there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def is_set(self) -> bool:
+        return self.path.is_file()
+
+
+def test_a_stop_while_borders_are_trained_is_known_and_the_next_run_goes_on(scene: Path, tmp_path: Path) -> None:
+    given, double = options(scene, tmp_path, "patching.max_cameras=12"), TrainerDouble({})
+    with pytest.raises(Interrupted, match="while borders were trained together"):
+        pipeline.run(given, stop=StopOnce(given.layout.finishing / "progress.json"), trainer=double)
+    status = pipeline.status(tmp_path)
+    assert status["finishing"] == {"done": 0, "of": 1} and status["merged"]["path"] is None
+    assert read_header(given.layout.merged_splat).count > 0, "merged, though not finished"
+    assert run(given, double) == 0
+    status = pipeline.status(tmp_path)
+    assert status["finishing"] is None and status["merged"]["details"]["finish"]["steps"] > 0
+    assert not given.layout.finishing.exists()
+
+
 def test_what_is_trained_is_not_trained_again(scene: Path, tmp_path: Path) -> None:
     given = options(scene, tmp_path, "patching.max_cameras=12")
     double = TrainerDouble({})

@@ -14,7 +14,16 @@ from splatpipe.scene.arrays import Similarity
 from splatpipe.splatting import raster
 from splatpipe.splatting.images import load_image
 from splatpipe.splatting.metrics import Evaluation, Perceptual, Picture, ViewMetrics, evaluate_views
-from splatpipe.splatting.ply import Splats, from_rows, iter_rows, read_header, read_splats, sample_rows, to_training
+from splatpipe.splatting.ply import (
+    PlyHeader,
+    Splats,
+    from_rows,
+    iter_rows,
+    read_header,
+    read_splats,
+    sample_rows,
+    to_training,
+)
 from splatpipe.splatting.views import Views
 
 NORMALISED_EXTENT = 10.0
@@ -45,7 +54,7 @@ def evaluate_splat(
     header, small = read_header(path), views.resized(downscale, max_width)
     blur = header.antialiased
     whole = Renderer(read_splats(path), device, antialiased=blur) if header.count <= held_at_once else None
-    similarity = whole.similarity if whole else normalising(_sampled_means(path))
+    similarity = whole.similarity if whole else normalising(sampled_means(header))
 
     def render(i: int) -> Picture:
         width, height = (int(pixels) for pixels in small.sizes[i])
@@ -117,8 +126,9 @@ def normalising(means: NDArray[np.float32]) -> Similarity:
     return Similarity(scale, (x, y, z))
 
 
-def _sampled_means(path: Path) -> NDArray[np.float32]:
-    return np.concatenate([rows[:, :3] for rows in sample_rows(read_header(path), 1 << 18)])
+def sampled_means(header: PlyHeader) -> NDArray[np.float32]:
+    """Positions (S, 3) of Gaussians spread evenly over a file."""
+    return np.concatenate([rows[:, :3] for rows in sample_rows(header, 1 << 18)])
 
 
 def _visible(path: Path, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Splats:

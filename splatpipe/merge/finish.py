@@ -2,16 +2,18 @@
 
 Along borders the haze of both sides lies over the same ground: no rule of ownership can mend that (docs/merging.md),
 a few looks at the photographs can. Only what lies at borders, or is too wide for any one patch, may change.
+Here all Gaussians are held in memory; `parts` does it for a splat that is too large for that.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,10 +32,14 @@ from splatpipe.splatting.ply import from_rows, read_header, read_splats, splat_w
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.splatting.views import ViewLoader, Views
 
+if TYPE_CHECKING:
+    from splatpipe.merge.parts import Watch
+
 WARM_UP = 10  # one step in so many, in which Adam learns how large gradients are
 JUDGED = 32  # training views by which it is decided whether the result is kept
 CACHE_BYTES = 2 << 30  # of decoded photographs
 CHUNK = 1 << 18  # rows written at once
+NOT_TRAINED = "borders are not trained together"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Finish:
     seconds: float = 0.0
     psnr_before: float | None = None  # mean over training views
     psnr_after: float | None = None
+    neighbourhoods: int = 1
+    put_back: int = 0  # of these, because their training views got worse
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,34 +70,48 @@ def finish(
     settings: TrainSettings,
     *,
     visits: int,
+    work: Path,
     device: str = "cpu",
     threads: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
     most: int = HELD_AT_ONCE,
+    at_once: int | None = None,
+    watch: Watch | None = None,
 ) -> Finish:
     """Train the border Gaussians of the merged file `splat` until each of `views` was seen `visits` times.
 
     `views`: training views at training size; `points` (P, 3) of the scene, and the trained `patches`, cut in `frame`.
     Everything else keeps its bytes. The file is replaced only if the render of training views came closer to the
-    photographs. All Gaussians are held in memory, so that a file of more than `most` is left alone.
+    photographs. All Gaussians of a file of up to `most` are held in memory; a larger one is trained in parts of
+    `at_once` (None: `most`), with `work`, a folder on the disk of `splat`, from which a call with the same arguments
+    goes on after a stop, and `watch`, which is given the steps of each part and then told how it goes on.
     Raises SceneError for a photograph that cannot be read, `loop.Stopped` when `should_stop` says so.
     """
     header = read_header(splat)
-    reason = _unfit(header.count, most, header.antialiased, settings)
+    reason = _unfit(header.antialiased, settings)
     if reason:
-        return Finish(False, f"borders are not trained together: {reason}")
+        return Finish(False, f"{NOT_TRAINED}: {reason}")
+    if header.count > most:
+        from splatpipe.merge.parts import finish_in_parts
+
+        if threads and device == "cpu":
+            raster.set_threads(threads)
+        common = views, points, patches, frame, settings
+        bounds: dict[str, Any] = {"work": work, "most": at_once or most, "device": device}
+        return finish_in_parts(header, *common, visits=visits, should_stop=should_stop, watch=watch, **bounds)
+    shutil.rmtree(work, ignore_errors=True)  # of a larger splat, merged before
     rows = to_rows(read_splats(splat))
     free = at_borders(rows, patches, frame)
     if not free.any():
-        return Finish(False, "borders are not trained together: no Gaussian lies at one")
+        return Finish(False, f"{NOT_TRAINED}: no Gaussian lies at one")
     if threads and device == "cpu":
         raster.set_threads(threads)
     steps, begin = visits * len(views), time.monotonic()
-    job = _last_rates(settings, steps, header.sh_degree, header.antialiased)
+    job = last_rates(settings, steps, header.sh_degree, header.antialiased)
     try:
         trained, before, after = _train(rows, free, views, points, job, device, should_stop)
     except (TrainingFailure, torch.cuda.OutOfMemoryError) as failure:
-        return Finish(False, f"borders are not trained together: {failure}", steps, len(views), int(free.sum()))
+        return Finish(False, f"{NOT_TRAINED}: {failure}", steps, len(views), int(free.sum()))
     facts = steps, len(views), int(free.sum()), round(time.monotonic() - begin, 1), round(before, 3), round(after, 3)
     said = f"borders trained together: {steps} steps over {len(views)} views, {free.sum()} of {len(free)} Gaussians"
     if not after > before:
@@ -108,13 +130,16 @@ def at_borders(rows: Rows, patches: Sequence[Territory], frame: Frame) -> NDArra
     points = frame.apply(rows[:, :3])
     for patch in patches:
         claims += patch.buffered.contains(points)
-    return (claims > 1) | (log_widest(rows) > np.log(reach(patches) / 3))
+    return (claims > 1) | is_wide(rows, patches)
 
 
-def _unfit(count: int, most: int, blur: float | None, settings: TrainSettings) -> str | None:
+def is_wide(rows: Rows, patches: Sequence[Territory]) -> NDArray[np.bool_]:
+    """(N,) which Gaussians are wider than the buffers can hold."""
+    return np.asarray(log_widest(rows) > np.log(reach(patches) / 3))
+
+
+def _unfit(blur: float | None, settings: TrainSettings) -> str | None:
     """Why a merged splat cannot be trained on; None when it can."""
-    if count > most:
-        return f"{count} Gaussians are more than the {most} that are held in memory at once"
     if settings.pose_lr or settings.bilateral_lr:
         return "training.pose_lr or bilateral_lr taught each patch cameras or colours of its own"
     if blur is not None and blur != raster.BLUR:
@@ -122,7 +147,7 @@ def _unfit(count: int, most: int, blur: float | None, settings: TrainSettings) -
     return None
 
 
-def _last_rates(settings: TrainSettings, steps: int, sh_degree: int, blur: float | None) -> TrainSettings:
+def last_rates(settings: TrainSettings, steps: int, sh_degree: int, blur: float | None) -> TrainSettings:
     """The rates at which training ended, for so many steps without refinement or noise."""
     return replace(
         settings,
@@ -154,7 +179,7 @@ def _train(
     """The rows that are `free`, trained, and how close training views are to the photographs before and after."""
     similarity = normalising(rows[:, :3])
     views = replace(views, viewmats=similarity.apply_viewmats(views.viewmats))
-    params, blur = _params(rows, similarity, device), raster.BLUR if settings.antialiased else None
+    params, blur = params_of(rows, similarity, device), raster.BLUR if settings.antialiased else None
     black, mask = np.zeros((len(points), 3), np.uint8), torch.from_numpy(free).to(device)
     data = TrainingData(views, similarity.apply(points), black, trained=params, free=mask)
     before = _closeness(params, views, settings.sh_degree, blur)
@@ -166,7 +191,7 @@ def _train(
     return to_rows(transform(to_splats(changed), similarity)), before, after
 
 
-def _params(rows: Rows, similarity: Similarity, device: str) -> Params:
+def params_of(rows: Rows, similarity: Similarity, device: str) -> Params:
     local = to_training(from_rows(rows), similarity)
     names = ("means", "quats", "scales", "opacities", "sh0", "shN")
     return {name: torch.tensor(getattr(local, name), dtype=torch.float32, device=device) for name in names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.errors import EnvironmentProblem, RunFolderError
+from splatpipe.files import DISK_FULL
 from splatpipe.merge.clean import NOT_FINITE, RULES, Cleaning, no_cleaning
 from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
 from splatpipe.merge.coverage import Coverage, CoverageTally
@@ -193,7 +193,7 @@ def _room(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise EnvironmentProblem(
                 f"{out}: the merged splat does not fit there ({error.strerror}); make room and merge again."
             ) from error

@@ -146,6 +146,7 @@ class RunReport:
             "sentences": [_missing(name, details.get("parts") or []) for name in details.get("holes") or []],
             "coverage_picture": _as_data(picture) if picture.is_file() else None,
             "coverage_text": f"{covered.get('holes', 0)} of {covered.get('cells', 0)} covered cells",
+            "finish": (details.get("finish") or {}).get("sentence"),
             "seam_cost": self._seam_cost(),
         }
 
