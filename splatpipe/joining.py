@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,8 @@ def join(
     finished = None
     if config.merge.finish and len(splats) > 1:
         finished = _finish(plan, layout, report, config, device, should_stop, watch)
+    else:
+        shutil.rmtree(layout.finishing, ignore_errors=True)  # what was stopped, and is not wanted any more
     merged = _evaluate(plan, layout, config, report, finished, device, check)
     details = report.to_json() | {"views": merged.views, "pictures": [str(path) for path in merged.pictures]}
     details["finish"] = finished.to_json() if finished else None
@@ -227,6 +230,7 @@ def _finish(
     watch: Watch | None,
 ) -> Finish:
     """Hold-out views take no part."""
+    from splatpipe.merge import evaluate as limits
     from splatpipe.merge.finish import Finish, finish
     from splatpipe.splatting.loop import Stopped
 
@@ -246,7 +250,8 @@ def _finish(
             device=device,
             threads=training.threads,
             should_stop=should_stop,
-            at_once=_at_once(views, device),
+            most=limits.HELD_AT_ONCE,
+            at_once=_at_once(views, device, limits.HELD_AT_ONCE),
             watch=watch,
         )
     except SceneError as error:
@@ -258,15 +263,13 @@ def _finish(
         ) from stopped
 
 
-def _at_once(views: Views, device: str) -> int:
+def _at_once(views: Views, device: str, most: int) -> int:
     """How many Gaussians of a splat that is too large for memory are trained at once."""
     import psutil
     import torch
 
-    from splatpipe.merge.evaluate import HELD_AT_ONCE
-
     there = torch.cuda.mem_get_info(device)[1] if device != "cpu" else psutil.virtual_memory().total
-    return min(HELD_AT_ONCE, gaussians_within(there, int(views.sizes.prod(axis=1).max())))
+    return min(most, gaussians_within(there, int(views.sizes.prod(axis=1).max())))
 
 
 def _evaluate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from PIL import Image
 from scenes import look_at
 from test_merge import IDENTITY, INF, slab, splats_at
 
+from splatpipe.merge.borders import Borders, lend, taken_back
 from splatpipe.merge.evaluate import Renderer, evaluate_splat, in_view
-from splatpipe.merge.finish import finish
-from splatpipe.merge.moments import Moments
-from splatpipe.merge.neighbourhoods import at_borders, look_through, looks, neighbourhoods
+from splatpipe.merge.finish import Finish, at_borders, finish
+from splatpipe.merge.neighbourhoods import look_through, looks, neighbourhoods
 from splatpipe.merge.rowfile import RowFile
+from splatpipe.merge.rows import OPACITY, SH0
+from splatpipe.merge.together import Together, Turn
 from splatpipe.splatting.adam import Adam
 from splatpipe.splatting.loop import Stopped
 from splatpipe.splatting.ply import (
@@ -96,11 +100,13 @@ def test_views_that_took_no_part_come_closer_and_only_borders_change(tmp_path: P
     assert sum(not comment.strip("-") for comment in read_header(path).comments) == 1, "the header is padded once"
 
 
-def test_what_training_cannot_better_stays_as_it_was(tmp_path: Path, views: Views) -> None:
+@pytest.mark.parametrize("most", [1000, MOST])
+def test_what_training_cannot_better_stays_as_it_was(tmp_path: Path, views: Views, most: int) -> None:
     path = tmp_path / "merged.ply"
     write_splats(path, ground())
     before = path.read_bytes()
-    done = finished(path, views, settings=TrainSettings(opacity_reg=10.0, scale_reg=10.0))
+    hyper = TrainSettings(opacity_reg=10.0, scale_reg=10.0)
+    done = finished(path, views, settings=hyper, most=most, visits=12 if most == 1000 else 2)
     assert not done.kept and "not kept" in done.sentence
     assert path.read_bytes() == before
 
@@ -181,21 +187,118 @@ class Stopper:
         return self.left < 0
 
 
-@pytest.mark.parametrize("most", [1000, MOST])
-def test_a_stop_leaves_the_merged_splat_whole_and_the_next_run_goes_on(tmp_path: Path, views: Views, most: int) -> None:
-    path, straight = wide_scene(tmp_path), tmp_path / "straight" / "merged.ply"
-    straight.parent.mkdir()
-    before = straight.write_bytes(path.read_bytes()) and path.read_bytes()
-    whole = finished(straight, views, most=most)
-    stopper = Stopper(whole.steps)  # it is asked once a step, and a few times more
+def test_a_stop_leaves_the_merged_splat_whole(tmp_path: Path, views: Views) -> None:
+    path = wide_scene(tmp_path)
+    before = path.read_bytes()
     with pytest.raises(Stopped):
-        finished(path, views, most=most, should_stop=stopper)
+        finished(path, views, should_stop=lambda: True)
+    assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, views: Views) -> tuple[Finish, bytes]:
+    """What two looks at each view make of the scene when nothing comes between."""
+    path = wide_scene(tmp_path_factory.mktemp("straight"))
+    return finished(path, views, most=MOST, visits=2), path.read_bytes()
+
+
+def test_a_stop_between_parts_leaves_the_merged_splat_whole_and_the_next_run_goes_on(
+    tmp_path: Path, views: Views, straight: tuple[Finish, bytes]
+) -> None:
+    path, (whole, result) = wide_scene(tmp_path), straight
+    before = path.read_bytes()
+    with pytest.raises(Stopped):
+        finished(path, views, most=MOST, visits=2, should_stop=Stopper(2 * whole.steps))  # asked when judging, too
     assert path.read_bytes() == before
     told = Told()
-    done = finished(path, views, most=most, watch=told)
+    done = finished(path, views, most=MOST, visits=2, watch=told)
     assert 0 < told.steps < whole.steps, "the steps before the stop are not made again"
     assert done.steps == whole.steps and done.psnr_before == whole.psnr_before
-    assert path.read_bytes() == straight.read_bytes()
+    assert path.read_bytes() == result
+
+
+class Killed(BaseException):
+    """Ends everything, as SIGKILL does."""
+
+
+put_rows = RowFile.put
+
+
+def half_put(file: RowFile, index: np.ndarray, rows: np.ndarray) -> None:
+    put_rows(file, index[: len(index) // 2], rows[: len(index) // 2])
+    raise Killed
+
+
+def at_once(*given: object, **named: object) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("where", "instead"),
+    [
+        ("splatpipe.merge.rowfile.RowFile.put", half_put),
+        ("splatpipe.merge.workplace.Workplace._replayed", at_once),
+        ("splatpipe.merge.borders.Borders.chunks", at_once),
+    ],
+    ids=["half of a part is replaced", "a part is kept beside", "all is done but the splat"],
+)
+def test_a_process_that_is_killed_changes_nothing_of_the_result(
+    tmp_path: Path,
+    views: Views,
+    straight: tuple[Finish, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    instead: Callable[..., None],
+) -> None:
+    path = wide_scene(tmp_path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(where, instead)
+        with pytest.raises(Killed):
+            finished(path, views, most=MOST, visits=2)
+    assert path.read_bytes() == before
+    done = finished(path, views, most=MOST, visits=2)
+    assert (done.steps, done.psnr_after) == (straight[0].steps, straight[0].psnr_after)
+    assert path.read_bytes() == straight[1]
+    assert list(tmp_path.iterdir()) == [path], "nothing is left over"
+
+
+def test_where_there_is_no_room_the_splat_stays_as_it_was_merged(tmp_path: Path, views: Views) -> None:
+    path = wide_scene(tmp_path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        done = finished(path, views, most=MOST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not done.kept and done.sentence == f"borders are not trained together: File too large at {tmp_path / 'work'}"
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_neighbourhood_that_is_better_without_is_put_back(
+    tmp_path: Path, views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, splats, train = tmp_path / "merged.ply", ground(), Together.train
+    splats.sh0[500:] = 0.5
+    write_splats(path, splats)
+    before, old = evaluate_splat(path, views.take(HELD)).psnr, to_rows(read_splats(path))
+
+    def train_badly(self: Together, turn: Turn, *rest: object) -> tuple[np.ndarray, np.ndarray]:
+        places, records = train(self, turn, *rest)
+        if turn.name.startswith(f"borders {turn.name.split()[-1]} "):  # the last of all
+            small = self.borders.index[places] < 500
+            records[small, OPACITY] = 9.0  # as solid as they can be, and grey
+            records[small, SH0] = 0.0
+        return places, records
+
+    monkeypatch.setattr(Together, "train", train_badly)
+    done = finished(path, views, most=MOST)
+    assert done.kept and done.put_back >= 1 and f"{done.put_back} of them put back" in done.sentence
+    assert done.psnr_after > done.psnr_before
+    assert evaluate_splat(path, views.take(HELD)).psnr > before
+    new = to_rows(read_splats(path))
+    assert not (new[:, OPACITY] == 9.0).any()
+    assert (new[500:] != old[500:]).any(), "what is shared by all stays as it was trained"
 
 
 class Told:
@@ -234,13 +337,14 @@ def test_a_watcher_hears_of_every_turn(tmp_path: Path, views: Views) -> None:
 def test_what_was_begun_on_another_splat_is_not_gone_on_with(tmp_path: Path, views: Views) -> None:
     path = wide_scene(tmp_path)
     with pytest.raises(Stopped):
-        finished(path, views, should_stop=Stopper(20))
+        finished(path, views, most=MOST, visits=2, should_stop=Stopper(20))
     other = ground()
     other.opacities[:] += 0.5
     write_splats(path, other)
     told = Told()
-    done = finished(path, views, watch=told)
-    assert told.steps == done.steps == 60
+    done = finished(path, views, most=MOST, visits=2, watch=told)
+    assert told.steps == done.steps == sum(told.planned.values())
+    assert len(told.planned) == 2 * done.neighbourhoods
 
 
 @given(st.integers(1, 9000), st.data())
@@ -253,31 +357,39 @@ def test_rows_are_read_and_replaced_where_they_are(
     with splat_writer(path, 1) as writer:
         writer.append(rows)
     index = np.array(sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=50))), np.int64)
-    with RowFile(path) as file:
+    header = read_header(path)
+    with RowFile.of_splat(header) as file:
         np.testing.assert_array_equal(file.take(index), rows[index])
-        rows[index] += 1
+    rows[index] += 1
+    with RowFile(path, header.offset, rows.shape[1], writable=True) as file:
         file.put(index, rows[index])
     np.testing.assert_array_equal(np.concatenate(list(iter_rows(read_header(path)))), rows)
 
 
-def test_moments_come_back_in_another_scale_of_lengths(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+def test_moments_are_those_that_an_optimiser_left(tmp_path: Path) -> None:
+    path = wide_scene(tmp_path)
+    borders = Borders(tmp_path / "borders.bin", np.array([4, 7, 9]), 1)
+    borders.write(read_header(path), lambda: None)
+    rows, width = to_rows(read_splats(path)), borders.row_width
+    with borders.open() as file:
+        found = file.take(np.arange(3))
+    np.testing.assert_array_equal(found[:, :width], rows[[4, 7, 9]])
+    assert not found[:, width:].any(), "at first nothing has moved"
 
     def adam(seen: int) -> Adam:
         shapes = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "sh0": (1, 3), "shN": (3, 3)}
         params = {name: torch.zeros((seen, *shape)) for name, shape in shapes.items()}
-        made = Adam(params, dict.fromkeys(params, 0.1))
-        for state in made.state.values():
-            for moment in state.values():
-                moment.copy_(torch.from_numpy(rng.random(moment.shape, np.float32)))
-        return made
+        return Adam(params, dict.fromkeys(params, 0.1))
 
-    first, second = adam(3), adam(3)
-    moments = Moments(tmp_path, np.array([4, 7, 9]), 1)
-    moments.take_back(first, np.array([2, 4, 9]), scale=2.0)
-    Moments(tmp_path, np.array([4, 7, 9]), 1).lend(second, np.array([4, 7, 8]), scale=4.0, steps=11)
+    first, second, rng = adam(3), adam(4), np.random.default_rng(0)
+    for state in first.state.values():
+        for moment in state.values():
+            moment.copy_(torch.from_numpy(rng.random(moment.shape, np.float32)))
+    left = taken_back(first, torch.tensor([0, 2]))
+    assert left.shape == (2, borders.width - width)
+    lend(left, second, torch.tensor([3, 1]), steps=11)
     assert second.steps == 11
-    for name, kind, factor in (("means", "exp_avg", 0.5), ("means", "exp_avg_sq", 0.25), ("shN", "exp_avg_sq", 1)):
-        torch.testing.assert_close(second.state[name][kind][0], first.state[name][kind][1] * factor)
-        assert (second.state[name][kind][1] == 0).all(), "nobody has seen row 7 yet"
-        assert (second.state[name][kind][2] != 0).all(), "row 8 is not wide, and keeps its own"
+    for name, state in second.state.items():
+        for kind, moment in state.items():
+            torch.testing.assert_close(moment[[3, 1]], first.state[name][kind][[0, 2]])
+            assert not moment[[0, 2]].any()

@@ -87,12 +87,15 @@ class StopOnce(threading.Event):
         return self.path.is_file()
 
 
-def test_a_stop_while_borders_are_trained_is_known_and_the_next_run_goes_on(scene: Path, tmp_path: Path) -> None:
+def test_a_stop_while_borders_of_a_large_splat_are_trained_is_known_and_the_next_run_goes_on(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given, double = options(scene, tmp_path, "patching.max_cameras=12"), TrainerDouble({})
+    monkeypatch.setattr("splatpipe.merge.evaluate.HELD_AT_ONCE", 399)
     with pytest.raises(Interrupted, match="while borders were trained together"):
         pipeline.run(given, stop=StopOnce(given.layout.finishing / "progress.json"), trainer=double)
     status = pipeline.status(tmp_path)
-    assert status["finishing"] == {"done": 0, "of": 1} and status["merged"]["path"] is None
+    assert status["finishing"]["done"] == 0 < status["finishing"]["of"] and status["merged"]["path"] is None
     assert read_header(given.layout.merged_splat).count > 0, "merged, though not finished"
     assert run(given, double) == 0
     status = pipeline.status(tmp_path)

@@ -77,6 +77,8 @@ def finish_in_parts(
     parts = neighbourhoods(contents, found, most)
     if found.blind > BLIND * views.sizes.prod(axis=1).sum():
         return Finish(False, f"{NOT_TRAINED}: many views see more than the {most} Gaussians that are held at once")
+    if not parts:
+        return Finish(False, f"{NOT_TRAINED}: no training view sees one")
     similarity = normalising(sampled_means(header))
     moved = replace(found.views, viewmats=similarity.apply_viewmats(found.views.viewmats))
     borders = Borders(place.borders, np.flatnonzero(contents.border), header.sh_degree)

@@ -34,6 +34,7 @@ class Turn:
     name: str
     part: Neighbourhood
     round: int
+    earlier: int  # steps of all turns before
 
     @property
     def steps(self) -> int:
@@ -44,7 +45,9 @@ def turns_of(parts: Sequence[Neighbourhood], visits: int, seed: int) -> list[Tur
     """Neighbourhoods come in a new order each round, so that none has the last word over what several see."""
     orders = [np.random.default_rng((seed, visit)).permutation(len(parts)) for visit in range(visits)]
     pairs = [(visit, parts[i]) for visit, order in enumerate(orders) for i in order]
-    return [Turn(i, f"borders {i + 1} of {len(pairs)}", part, visit) for i, (visit, part) in enumerate(pairs)]
+    names = [f"borders {i + 1} of {len(pairs)}" for i in range(len(pairs))]
+    earlier = np.cumsum([0, *(len(part.views) for _, part in pairs)]).tolist()
+    return [Turn(i, names[i], part, visit, earlier[i]) for i, (visit, part) in enumerate(pairs)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class Together:
         training = Training(data, self._job(turn, checkpoints), report)
         held = torch.from_numpy(np.flatnonzero(free))
         if not training.resumed_from:
-            lend(moments, training.optimizer, held, turn.round * turn.steps)
+            lend(moments, training.optimizer, held, turn.earlier)
         del moments
         report("start", resumed_from=training.resumed_from)
         training.run(self.should_stop)
