@@ -209,7 +209,7 @@ class _Job:
         before, now = self._mean(state.before), self._mean(after)
         facts |= {"psnr_before": round(before, 3), "psnr_after": round(now, 3), "put_back": back}
         said = f"borders trained together: {state.steps} steps over {self.views} views, {free} of "
-        said += f"{together.header.count} Gaussians in {count} neighbourhoods"
+        said += f"{together.header.count} Gaussians in {count} neighbourhood{'s' if count > 1 else ''}"
         said += f", {state.failed} turns without effect ({state.failure})" if state.failed else ""
         if not now > before:
             return Finish(False, f"{said}; not kept, because training views did not get better", **facts)
