@@ -30,8 +30,10 @@ from splatpipe.splatting.ply import SplatFileError, Splats, write_splats
 TOOL = f"""
 import os, sys, time
 from pathlib import Path
-if sys.argv[1:] in (["--version"], ["--list-gpus"]):
-    sys.exit(print("splat-transform v{VERSION}; No GPU adapters"))
+if sys.argv[1:] == ["--version"]:
+    sys.exit(print("splat-transform v{VERSION} (b42b60c)"))
+if sys.argv[1:] == ["--list-gpus"]:
+    sys.exit(print(os.environ.get("TOOL_ADAPTERS", "Detecting GPU adapters...")))
 out, does = Path(sys.argv[-1]), os.environ.get("TOOL_DOES", "")
 half = out.with_name(f".{{out.name}}.{{os.getpid()}}.12ab.tmp")  # as splat-transform names its own
 half.write_bytes(b"half")
@@ -235,6 +237,24 @@ def test_a_node_that_is_too_old_or_broken_is_named(run: Path, tmp_path: Path, sa
     script(tmp_path / "bin" / "node", says)
     with pytest.raises(EnvironmentProblem, match=r"bin/node is .*needs a newer one; install Node\.js 20 or newer"):
         export_run(run, "spz", None, False, lambda text: None)
+
+
+NO_ADAPTER = """Detecting GPU adapters...
+Warning: Couldn't load Vulkan: libvulkan.so.1: cannot open shared object file: No such file or directory
+    at operator() (/home/runner/work/node-webgpu/node-webgpu/third_party/dawn/src/dawn/native/vulkan/BackendVk.cpp:363)
+
+! Expected adapter enumeration to throw an error, but it did not.
+No GPU adapters found.
+This could mean:
+  - WebGPU is not available on your system"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "gpu"), [(NO_ADAPTER, False), ("", False), ("Detecting GPU adapters...\n[0] NVIDIA H200\nUse -g", True)]
+)
+def test_a_gpu_is_used_where_one_is_listed(run: Path, monkeypatch: pytest.MonkeyPatch, listed: str, gpu: bool) -> None:
+    monkeypatch.setenv("TOOL_ADAPTERS", listed)
+    assert find_transform().gpu == gpu
 
 
 def test_npm_without_a_network_is_told_in_its_own_words_less_its_warnings(run: Path, tmp_path: Path) -> None:

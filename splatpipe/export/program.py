@@ -21,7 +21,7 @@ LOOK_SECONDS = 1.0
 TAIL_BYTES = 1 << 16
 TOLD = 300  # characters of what a program said that go into a sentence
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_ERROR = re.compile(r"\berror: ", re.IGNORECASE)
+_ERROR = re.compile("error: ", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def find_transform(
     found = _ask(str(command), "--version")
     if VERSION not in found:
         raise EnvironmentProblem(f"{command} is {found or 'silent'}, not {VERSION}; remove {folder} and run again")
-    return SplatTransform(command, "No GPU adapters" not in _ask(str(command), "--list-gpus", lines=20))
+    adapters = run_program([str(command), "--list-gpus"], ANSWER_SECONDS).said
+    return SplatTransform(command, re.search(r"^\[0\] ", adapters, re.MULTILINE) is not None)
 
 
 def _check_node() -> None:
@@ -127,9 +128,9 @@ def _npm_error(done: Ended) -> str:
     return f"{code}, {sentence}" if code and sentence else code or sentence or done.last_words() or "no word"
 
 
-def _ask(program: str, question: str, lines: int = 3) -> str:
+def _ask(program: str, question: str) -> str:
     """What it prints, in short, whatever its exit code; nothing when it cannot be started or does not answer."""
     try:
-        return run_program([program, question], ANSWER_SECONDS).last_words(lines)
+        return run_program([program, question], ANSWER_SECONDS).last_words()
     except EnvironmentProblem:
         return ""

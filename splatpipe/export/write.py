@@ -12,7 +12,7 @@ from splatpipe.errors import EnvironmentProblem
 from splatpipe.export.formats import LEVELS, Format, Recipe, recipe
 from splatpipe.export.transform import SplatTransform
 from splatpipe.files import put_file, put_folder, scratch_folder
-from splatpipe.splatting.ply import read_header
+from splatpipe.splatting.ply import SplatFileError, read_header
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ def export_splat(
     """Write `splat`, a PLY, in each format, to `place(format.file)`; every one appears whole or not at all.
 
     `say` is told what is being written, because a format may take minutes.
-    Raises SplatFileError for a file that is no splat, EnvironmentProblem when splat-transform fails.
+    Raises SplatFileError for a file that is no splat or is empty, EnvironmentProblem when splat-transform fails.
     """
     header = read_header(splat)
+    if not header.count:
+        raise SplatFileError(
+            f"{splat}: holds no Gaussians, and only ply can say so; splatpipe status shows what became of the patches"
+        )
     recipes = [recipe(wanted, header.count, header.sh_degree, tool.gpu) for wanted in formats]
     unique = {one.format.name: one for one in recipes}
     if header.antialiased is not None:
