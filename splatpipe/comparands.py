@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from splatpipe.errors import RunFolderError
 from splatpipe.files import read_json
-from splatpipe.layout import RunLayout
+from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
 
 Kind = Literal["patch", "attempt", "run", "splat", "checkpoint"]
@@ -75,7 +75,7 @@ def patch_facts(layout: RunLayout, patch_id: str) -> dict[str, Value]:
         facts = _measured(read_json(layout.patch(patch_id).patch_json))
     except OSError as error:
         known = sorted(folder.name for folder in layout.patches.glob("*") if folder.is_dir())
-        there = f"; it has {known[0]} to {known[-1]}" if known else ", it was not split yet"
+        there = f"; it has {patch_span(known)}" if known else ", it was not split yet"
         raise RunFolderError(f"{layout.root}: no readable patch {patch_id}{there}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunFolderError(

@@ -21,7 +21,7 @@ from splatpipe.export.settings import ExportSettings
 from splatpipe.failures.classify import Catalogue, extended_catalogue
 from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
-from splatpipe.mistakes import Origins, absurd_numbers, unknown_keys, wrong_values
+from splatpipe.mistakes import Origins, absurd_numbers, no_time_to_refine, unknown_keys, wrong_values
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
 from splatpipe.policy.probe import ProbeSettings
@@ -144,7 +144,9 @@ def _validated(data: dict[str, Any], origins: Origins, problems: list[str]) -> C
     problems = [*problems, *unknown_keys(data, known_keys(), origins)]
     try:
         config = TypeAdapter(Config).validate_python(data)
-        problems += absurd_numbers(dataclasses.asdict(config), origins)
+        values = dataclasses.asdict(config)
+        problems += absurd_numbers(values, origins)
+        problems += no_time_to_refine(values["training"], dataclasses.asdict(TrainingSection()), origins)
     except ValidationError as error:
         problems += wrong_values(error, origins)
     if problems:

@@ -10,7 +10,7 @@ from typing import Any
 from splatpipe.entries import PatchRecord
 from splatpipe.errors import ConfigError
 from splatpipe.failures.classify import Evidence, default_catalogue
-from splatpipe.layout import RunLayout
+from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
 from splatpipe.runfolder import read_run
 from splatpipe.tables import duration
@@ -31,7 +31,7 @@ def explain(run_folder: Path, patch_id: str) -> dict[str, Any]:
         rows = {row["id"]: row for row in ledger.status()["patches"]}
     record = next((one for one in records if one.id == patch_id), None)
     if record is None:
-        known = f"{records[0].id} to {records[-1].id}" if records else "no patches yet"
+        known = patch_span([one.id for one in records]) if records else "no patches yet"
         raise ConfigError(f"{layout.root} has no patch {patch_id}; it has {known}")
     extents = [one.extent for one in records if one.extent]
     row = rows[patch_id]

@@ -235,3 +235,8 @@ class RunLayout:
 
     def attempt(self, patch_id: str, n: int) -> AttemptLayout:
         return AttemptLayout(self.attempts / patch_id / f"{n:02d}")
+
+
+def patch_span(ids: Sequence[str]) -> str:
+    """The patches `ids`, one or more and in order, for a sentence."""
+    return f"{ids[0]} to {ids[-1]}" if len(ids) > 1 else f"only {ids[0]}"

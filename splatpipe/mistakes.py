@@ -79,6 +79,19 @@ def absurd_numbers(value: Any, origins: Origins, keys: Keys = ()) -> list[str]:
     return [f"{origins.place(keys)}: {'.'.join(keys)}: must be a number below {LARGEST:g} (got {value})"]
 
 
+def no_time_to_refine(values: Mapping[str, Any], defaults: Mapping[str, Any], origins: Origins) -> list[str]:
+    """The training section, where somebody has moved both ends of refinement so that the last is before the first."""
+    names = ("refine_start", "refine_stop")
+    start, stop = (values[name] for name in names)
+    moved = all(values[name] != defaults[name] and ("training", name) in origins for name in names)
+    if not moved or not 0 < stop <= start:
+        return []
+    return [
+        f"{origins.place(('training', 'refine_stop'))}: training.refine_stop: must be above training.refine_start "
+        f"({start}), or 0 for no refinement (got {stop})"
+    ]
+
+
 def _unknown(keys: Keys, choices: Sequence[str], known: Mapping[str, Sequence[str]], origins: Origins) -> str:
     near = difflib.get_close_matches(keys[-1], choices, n=1, cutoff=0.5)
     elsewhere = [f"{section}.{keys[-1]}" for section, names in known.items() if keys[-1] in names]

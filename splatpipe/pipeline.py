@@ -24,7 +24,7 @@ from splatpipe.executors.base import Executor, Work
 from splatpipe.executors.choose import Demand, local_executor, local_slots, remote_executor
 from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
-from splatpipe.layout import RunLayout
+from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
 from splatpipe.merge.workplace import Workplace
 from splatpipe.options import RunOptions, patch_ids
@@ -83,6 +83,8 @@ def run(
         if waiting:
             ledger.clear_merged()  # of which they are a part, or may become one
             _train(waiting, options, ledger, crew, stop)
+        elif not merge:
+            say(f"nothing to train: all patches of {options.layout.root} are trained; splatpipe merge joins them")
         if stop.is_set():
             raise Interrupted(f"stopped; continue with: splatpipe run {options.scene} --out {options.layout.root}")
         outcomes = _outcomes(plan, ledger)
@@ -132,6 +134,8 @@ def split(
 
     Raises `Interrupted` when `stop` was set.
     """
+    if picture and picture.suffix.lower() not in ("", ".png"):
+        raise ConfigError(f"--map {picture}: the map is a PNG; give a name that ends in .png")
     if dry_run:
         with harmless(stop):
             reading = _read(options)
@@ -380,7 +384,7 @@ def _check_ids(where: str, named: Collection[str], plan: Plan) -> None:
     known = [p.id for p in plan.patches]
     unknown = sorted(set(named) - set(known))
     if unknown:
-        raise ConfigError(f"{where}: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
+        raise ConfigError(f"{where}: no patch {', '.join(unknown)}; this run has {patch_span(known)}")
 
 
 def _summary(plan: Plan, layout: RunLayout) -> str:

@@ -55,7 +55,8 @@ class Prober:
         probed = self._probed(planned, slot)
         if isinstance(probed, Probe):
             if probed.request.attempt == 1:
-                self._progress.say(f"{planned.id}: is probed with {self._settings.steps} steps first: {why}")
+                steps = probed.request.settings.iterations
+                self._progress.say(f"{planned.id}: is probed with {steps} steps first: {why}")
             return probed
         choice = decide(planned.rung.init_scaling, probed)
         return Learned(choice.init_scaling, f"{choice.reason} (probed because {why})")

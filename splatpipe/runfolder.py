@@ -49,7 +49,9 @@ def locked(layout: RunLayout, say: Callable[[str], None] = lambda sentence: None
 def read_run(layout: RunLayout) -> dict[str, Any]:
     """run.yml of an existing run. Raises `RunFolderError` when this is not a run folder."""
     if not layout.run_yml.is_file():
-        raise RunFolderError(f"{layout.root} is not a run folder: it has no run.yml (start with `splatpipe run SCENE`)")
+        runs = [str(path.parent) for path in sorted(layout.root.glob("splatpipe/*/run.yml"))]
+        advice = f"its runs are {', '.join(runs)}" if runs else "start with `splatpipe run SCENE`"
+        raise RunFolderError(f"{layout.root} is not a run folder: it has no run.yml ({advice})")
     try:
         run = load_yaml(layout.run_yml.read_text(encoding="utf-8"))
         scene, settings = Path(run["scene"]), dict(run["settings"].items())

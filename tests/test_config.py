@@ -184,3 +184,12 @@ def test_the_settings_beside_the_scene_come_before_those_of_the_working_folder(
     assert find_config(scene) == mine
     theirs = written(scene, "")
     assert find_config(scene) == theirs
+
+
+def test_refinement_that_ends_before_it_begins_is_one_line_with_both_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  refine_start: 900\n  refine_stop: 800\n")
+    assert problem(path) == (
+        f"{path}:3:3: training.refine_stop: must be above training.refine_start (900), or 0 for no refinement (got 800)"
+    )
+    load_config(path, ["training.refine_stop=0"])
+    load_config(None, ["training.refine_stop=250"])  # a short training, without refinement

@@ -275,5 +275,5 @@ def test_the_p7_story_end_to_end(scene: Path, tmp_path: Path) -> None:
 
 def test_explaining_a_patch_that_is_not_there_names_those_that_are(scene: Path, tmp_path: Path) -> None:
     run(scene, tmp_path, {})
-    with pytest.raises(ConfigError, match="has no patch p099; it has p000 to p000"):
+    with pytest.raises(ConfigError, match="has no patch p099; it has only p000"):
         explain(tmp_path, "p099")

@@ -20,7 +20,7 @@ from doubles.trainer_double import TrainerDouble
 from scenes import scaled, synthetic_scene, write_scene
 
 from splatpipe import pipeline
-from splatpipe.errors import Interrupted, RunFolderError
+from splatpipe.errors import ConfigError, Interrupted, RunFolderError
 from splatpipe.splatting.ply import read_header
 
 FAST = [
@@ -103,13 +103,28 @@ def test_a_stop_while_borders_of_a_large_splat_are_trained_is_known_and_the_next
     assert not given.layout.finishing.exists()
 
 
-def test_what_is_trained_is_not_trained_again(scene: Path, tmp_path: Path) -> None:
+def test_what_is_trained_is_not_trained_again(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = options(scene, tmp_path, "patching.max_cameras=12")
     double = TrainerDouble({})
     assert run(given, double) == 0
     before = {name: patch["attempts"] for name, patch in patches(tmp_path).items()}
+    assert "nothing to train" not in capsys.readouterr().err
     assert run(given, double) == 0
+    assert "nothing to train; merged splat: " in capsys.readouterr().err
+    assert pipeline.run(given, stop=threading.Event(), merge=False, trainer=double) == 0
+    assert "nothing to train: all patches of" in capsys.readouterr().err
     assert {name: patch["attempts"] for name, patch in patches(tmp_path).items()} == before
+
+
+def test_a_patch_to_retrain_that_is_not_there_is_refused_with_the_one_there_is(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--retrain: no patch p99; this run has only p000$"):
+        run(options(scene, tmp_path, retrain="p99"), TrainerDouble({}))
+
+
+@pytest.mark.parametrize("name", ["map.jpg", "map.PNG.tif"])
+def test_a_map_in_another_format_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"the map is a PNG; give a name that ends in \.png"):
+        pipeline.split(options(tmp_path / "nowhere", tmp_path), dry_run=True, picture=tmp_path / name)
 
 
 def test_retrain_trains_the_named_patch_and_no_other(scene: Path, tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_a_probe_finds_the_rung_so_that_no_whole_attempt_is_lost_and_explain_tel
     assert not list((tmp_path / "run" / "probes").rglob("*.ply"))
 
 
+def test_a_probe_is_never_longer_than_the_training_and_says_so(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(scene, tmp_path / "run", {}, "probe.steps=300") == 0
+    assert "p000: is probed with 240 steps first" in capsys.readouterr().err
+    assert [probe["steps"] for probe in patches(tmp_path / "run")[0]["probes"]] == [240]
+
+
 def test_a_patch_like_one_that_was_probed_is_not_probed(scene: Path, tmp_path: Path) -> None:
     assert run(scene, tmp_path, BELOW, "patching.max_cameras=12") == 0
     first, *others = patches(tmp_path)

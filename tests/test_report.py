@@ -261,6 +261,14 @@ def test_a_folder_without_a_run_is_a_sentence(tmp_path: Path) -> None:
         pages.write_pages(tmp_path, splat=False)
 
 
+def test_the_scene_in_the_place_of_its_run_is_answered_with_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "splatpipe" / "default"
+    run.mkdir(parents=True)
+    (run / "run.yml").write_text("")
+    with pytest.raises(RunFolderError, match=f"is not a run folder.*its runs are {run}"):
+        pages.write_pages(tmp_path, splat=False)
+
+
 def test_the_viewer_listens_on_this_machine_only_unless_told_otherwise() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "splatpipe.cli", "view", "--help"], capture_output=True, text=True, check=True

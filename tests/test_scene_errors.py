@@ -52,9 +52,15 @@ def test_a_folder_without_a_model_lists_where_was_looked(tmp_path: Path) -> None
     assert "sparse/0, sparse, colmap/sparse/0" in message
 
 
+def test_the_folder_above_a_scene_s_model_is_no_scene_and_the_scene_is_named(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scene", synthetic_scene(5, 60))
+    assert f"name {tmp_path / 'scene'} as the scene" in refused(tmp_path / "scene" / "sparse")
+
+
 def test_a_model_deeper_down_is_named(tmp_path: Path) -> None:
     write_scene(tmp_path / "workspace/dense", synthetic_scene(5, 60), model="sparse")
-    assert f"there is one in {tmp_path / 'workspace/dense/sparse'}: name that folder" in refused(tmp_path / "workspace")
+    place = tmp_path / "workspace" / "dense"
+    assert f"there is one in {place / 'sparse'}: name {place} as the scene" in refused(tmp_path / "workspace")
     assert read_scene(tmp_path / "workspace/dense/sparse").scene.n_cameras == 5
 
 

@@ -32,7 +32,7 @@ from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SceneErro
 from splatpipe.executors.base import Slot
 from splatpipe.failures.classes import FailureClass
 from splatpipe.files import read_json, write_json
-from splatpipe.layout import RunLayout
+from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
 from splatpipe.scene.arrays import Scene, Similarity
 from splatpipe.scene.colmap import read_model
@@ -175,7 +175,7 @@ def _subject(
         records = {one.id: one for one in ledger.patches()}
         for name in (patch_id, against):
             if name is not None and name not in records:
-                known = f"it has {min(records)} to {max(records)}" if records else "it was not split yet"
+                known = f"it has {patch_span(sorted(records))}" if records else "it was not split yet"
                 raise RunFolderError(f"{layout.root} has no patch {name}; {known}")
         record = records[patch_id]
         history = tuple(ledger.history(patch_id))

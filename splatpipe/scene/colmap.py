@@ -93,7 +93,7 @@ def find_model(root: Path) -> Path:
     deeper = _models_below(root)
     advice = "run COLMAP's mapper first or name another folder"
     if deeper:
-        advice = f"but there is one in {deeper[0]}: name that folder as the scene"
+        advice = f"but there is one in {deeper[0]}: name {_scene_of(deeper[0])} as the scene"
     raise SceneError(
         f"no COLMAP model in {root} (looked in {looked} for cameras, images and points3D, .bin or .txt); {advice}"
     )
@@ -103,6 +103,12 @@ def _models_below(root: Path) -> list[Path]:
     """Folders a few levels down that hold a model where none is looked for, such as output/model or dense/sparse."""
     found = sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/cameras.*"))
     return [folder for folder in dict.fromkeys(found) if any(_has_model(folder, suffix) for suffix in (".bin", ".txt"))]
+
+
+def _scene_of(model_dir: Path) -> Path:
+    """The folder above `sparse/0` or `sparse`, beside which images are looked for; else the model's own."""
+    parents = [parent for parent in (model_dir, model_dir.parent) if parent.name == "sparse"]
+    return parents[0].parent if parents else model_dir
 
 
 def _other_models(model_dir: Path, images: int) -> list[Finding]:
