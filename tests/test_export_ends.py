@@ -241,7 +241,9 @@ def test_a_node_that_is_too_old_or_broken_is_named(run: Path, tmp_path: Path, sa
 
 NO_ADAPTER = """Detecting GPU adapters...
 Warning: Couldn't load Vulkan: libvulkan.so.1: cannot open shared object file: No such file or directory
-    at operator() (/home/runner/work/node-webgpu/node-webgpu/third_party/dawn/src/dawn/native/vulkan/BackendVk.cpp:363)
+    at operator() (node-webgpu/third_party/dawn/src/dawn/native/vulkan/BackendVk.cpp:363)
+    at operator() (node-webgpu/third_party/dawn/src/dawn/native/vulkan/BackendVk.cpp:363)
+    at operator() (node-webgpu/third_party/dawn/src/dawn/native/vulkan/BackendVk.cpp:363)
 
 ! Expected adapter enumeration to throw an error, but it did not.
 No GPU adapters found.
