@@ -22,6 +22,7 @@ from splatpipe.failures.classify import Catalogue, extended_catalogue
 from splatpipe.health.settings import HealthSettings
 from splatpipe.merge.settings import EvaluationSettings, MergeSettings
 from splatpipe.mistakes import Origins, absurd_numbers, no_time_to_refine, unknown_keys, wrong_values
+from splatpipe.namedfiles import wrong_files
 from splatpipe.patches.settings import PatchingSettings
 from splatpipe.policy.init_scaling import InitScalingSettings
 from splatpipe.policy.probe import ProbeSettings
@@ -119,9 +120,10 @@ class Config:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = (), scene: Path | None = None) -> Config:
     """Read `path` (None: defaults only), apply `key.sub=value` overrides, validate.
 
+    With the folder of a `scene`, files that settings name are looked at too.
     Raises `ConfigError` with every problem in it, each with file:line:column or the override.
     """
     data: dict[str, Any] = {}
@@ -131,7 +133,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         data = _read_yaml(path, origins, problems)
     for override in overrides:
         _apply_override(data, override, origins, problems)
-    return _validated(data, origins, problems)
+    config = _validated(data, origins, problems)
+    if scene and (wrong := list(wrong_files(config.export, config.evaluation, scene, origins))):
+        raise ConfigError("\n".join(wrong))
+    return config
 
 
 def config_from_dict(data: dict[Any, Any], origin: str) -> Config:

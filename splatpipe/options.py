@@ -43,7 +43,7 @@ class RunOptions:
         """From a command line. Raises `ConfigError`."""
         scene = scene.expanduser().resolve()
         path = config_file or find_config(scene)
-        config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])])
+        config = load_config(path, [*overrides, *([f"scene.images={images}"] if images else [])], scene)
         layout = RunLayout((out or scene / "splatpipe" / "default").expanduser().resolve())
         _check_name(scene)
         _check_name(layout.root)

@@ -134,6 +134,13 @@ def test_a_folder_without_lpips_weights_is_refused_with_what_it_must_hold(tmp_pa
     (tmp_path / "alex.pth").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match=r"alex\.pth is not a file of weights"):
         Lpips(tmp_path)
+    torch = pytest.importorskip("torch")
+    torch.save([torch.zeros(3)], tmp_path / "alex.pth")
+    with pytest.raises(ConfigError, match=r"alex\.pth is not a file of weights"):
+        Lpips(tmp_path)
+    torch.save({f"lin{k}.model.1.weight": torch.zeros(1, 5, 1, 1) for k in range(5)}, tmp_path / "alex.pth")
+    with pytest.raises(ConfigError, match=r"tensors of other shapes; it must hold"):
+        Lpips(tmp_path)
 
 
 def test_the_comparison_picture_holds_both_pictures_unchanged(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ class Lpips:
             self._heads = [heads[f"lin{i}.model.1.weight"].float() for i in range(len(LAYERS))]
         except KeyError as error:
             raise ConfigError(f"evaluation.lpips_weights: {folder}: no tensor {error} in its files; {ADVICE}") from None
+        black = np.zeros((64, 64, 3), np.float32)
+        try:
+            self(black, black)
+        except RuntimeError:
+            raise ConfigError(f"evaluation.lpips_weights: {folder}: tensors of other shapes; {ADVICE}") from None
 
     @torch.no_grad()
     def __call__(self, render: Picture, photograph: Picture) -> float:
@@ -61,6 +66,8 @@ class Lpips:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
     except Exception as error:  # torch raises whatever its unpickler met
-        raise ConfigError(f"evaluation.lpips_weights: {path} is not a file of weights ({error})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"evaluation.lpips_weights: {path} is not a file of weights ({reason}); {ADVICE}") from error
