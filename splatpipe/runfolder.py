@@ -65,8 +65,8 @@ def read_run(layout: RunLayout) -> dict[str, Any]:
 
 
 def offset_of(layout: RunLayout) -> Offset | None:
-    """What an existing run has taken off its scene's positions, which stays so; None where there is no run yet."""
-    return read_run(layout)["offset"] if layout.run_yml.is_file() else None
+    """What an existing run has taken off its scene's positions, which stays so; None where it has no patches yet."""
+    return read_run(layout)["offset"] if layout.run_yml.is_file() and _was_cut(layout) else None
 
 
 def check_place(layout: RunLayout, root: Path, scene: Scene) -> None:
@@ -83,12 +83,12 @@ def check_place(layout: RunLayout, root: Path, scene: Scene) -> None:
 
 
 def record_run(layout: RunLayout, path: Path, scene: Scene, config: Config, retrain: bool) -> None:
-    """Write run.yml, or check that the folder's patches fit the scene at `path` and `config`.
+    """Write run.yml; where the folder has patches, check first that they fit the scene at `path` and `config`.
 
     Raises `RunFolderError` that lists the settings that differ when they do not.
     """
     model = fingerprint(scene)
-    if layout.run_yml.exists():
+    if layout.run_yml.exists() and _was_cut(layout):
         _check_same(layout, read_run(layout), path, model, config, retrain)
     run = {
         "scene": str(path),
@@ -116,6 +116,11 @@ def fingerprint(scene: Scene) -> str:
     if scene.offset != NONE:
         digest.update(repr(scene.offset).encode())
     return digest.hexdigest()[:16]
+
+
+def _was_cut(layout: RunLayout) -> bool:
+    """Whether the folder holds anything of its scene. One whose images could not be undistorted may begin anew."""
+    return any(place.exists() for place in (layout.patches, layout.attempts, layout.ledger))
 
 
 def _check_same(

@@ -16,13 +16,16 @@ from test_merge import IDENTITY, INF, Area, assert_accounted, slab, splats_at, w
 
 from splatpipe.merge.clean import RULES, Cleaning
 from splatpipe.merge.colors import ColorFit
+from splatpipe.merge.grid import Grid
 from splatpipe.merge.join import Borders, MergePart, merge_splats
+from splatpipe.merge.neighbours import spacing
 from splatpipe.merge.ownership import distance, touching
 from splatpipe.merge.settings import MergeSettings
+from splatpipe.merge.survey import survey
 from splatpipe.patches.box import Box
 from splatpipe.patches.region import regions_of
 from splatpipe.patches.union import together
-from splatpipe.splatting.ply import Splats, from_rows, read_splats, to_rows, write_splats
+from splatpipe.splatting.ply import Splats, from_rows, read_header, read_splats, to_rows, write_splats
 
 LEFT, RIGHT = slab("p000", -INF, 0), slab("p001", 0, INF)
 
@@ -265,3 +268,26 @@ def test_rules_of_local_spacing_take_the_floater_the_needle_and_the_blob(
         [other for other in RULES if other != name], 0
     )
     assert_accounted(report)
+
+
+def test_what_is_wider_than_a_third_of_the_buffer_says_nothing_of_where_ground_is_covered(tmp_path: Path) -> None:
+    """Buffers of 0.9: 0.29 is counted, 0.31 is not, be it turned in any way."""
+    splats = splats_at(np.array([[-1.0, 0, 0], [-3, 0, 0]]))
+    splats.scales[:] = np.log([[0.01, 0.29, 0.01], [0.01, 0.01, 0.31]])
+    part = write_part(tmp_path, "p000", splats)
+    areas = [slab("p000", -INF, 0, buffer=0.9), slab("p001", 0, INF, buffer=0.9)]
+    grid = Grid((-4.0, -1.0), 1.0, 4, 2)
+    found = survey({"p000": read_header(part.path)}, areas, IDENTITY, grid)
+    assert found.cell.tolist() == grid.cell(np.array([[-1.0, 0, 0]])).tolist()
+
+
+def test_spacing_is_that_of_the_third_neighbour_and_needs_one(tmp_path: Path) -> None:
+    line = splats_at(np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]]))
+    write_splats(tmp_path / "four.ply", line)
+    found = spacing(read_header(tmp_path / "four.ply"))
+    np.testing.assert_allclose(found.distance, [4, 3, 2, 4])
+    np.testing.assert_allclose(found.isolation, [4 / 3, 9 / 10, 6 / 11, 4 / 3], rtol=1e-6)
+    lost = line.select(np.arange(4))
+    lost.means[1, 2] = np.nan  # leaves three
+    write_splats(tmp_path / "three.ply", lost)
+    assert np.isinf(spacing(read_header(tmp_path / "three.ply")).distance).all()

@@ -67,6 +67,10 @@ def test_a_patch_that_is_like_the_others_and_without_findings_raises_no_doubt() 
     assert doubts(["few_points", "weak_cameras"], rung(0.1, 0.4, extent_ratio=1.0, coverage_ratio=1.1)) == ()
     assert doubts([], rung(0.1)) == ()
     assert len(doubts(["seldom_seen", "relative_size", "blind_cameras"], rung(0.1))) == 3
+    assert doubts([], rung(0.1, 0.4, extent_ratio=1.49, coverage_ratio=1.0)) == ()
+    assert doubts([], rung(0.1, 0.4, extent_ratio=2.25, coverage_ratio=1.5)), "apart by exactly the least factor"
+    assert doubts([], rung(0.1, 0.4, extent_ratio=1.5, coverage_ratio=2.25))
+    assert doubts([], rung(0.1, extent_ratio=9.0)) == (), "nothing to compare with"
     (sentence,) = doubts([], rung(0.1, 0.4, extent_ratio=1.0, coverage_ratio=2.0))
     assert sentence == "the extent is 1.00 times the median, the init_scaling that covers images 2.00"
 

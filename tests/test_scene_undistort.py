@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scenes import EXAMPLE, synthetic_scene, write_scene
 
-from splatpipe.errors import ConfigError, SceneError
+from splatpipe.errors import ConfigError, RunFolderError, SceneError
 from splatpipe.pipeline import RunOptions, split
 from splatpipe.scene.arrays import Scene
 from splatpipe.scene.colmap import read_scene
@@ -113,3 +113,23 @@ def test_undistortion_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     capfd.readouterr()
     undistort(read_scene(tmp_path).scene, tmp_path / "cache")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_whose_images_could_not_be_undistorted_takes_the_mended_model_and_other_settings(
+    tmp_path: Path,
+) -> None:
+    scene = synthetic_scene(6, 60)
+    write_scene(tmp_path / "scene", scene, camera_model="SIMPLE_RADIAL", noise=True)
+    photograph = tmp_path / "scene/images/view_0001.jpg"
+    whole = photograph.read_bytes()
+    photograph.write_bytes(b"\xff\xd8\xff not an image any more")
+    options = RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, [], None, None)
+    with pytest.raises(SceneError, match="view_0001.jpg"):
+        split(options, dry_run=False)
+    photograph.write_bytes(whole)
+    write_scene(tmp_path / "scene", synthetic_scene(5, 60), camera_model="SIMPLE_RADIAL", noise=True)
+    again = RunOptions.resolve(tmp_path / "scene", tmp_path / "run", None, ["patching.holdout_every=0"], None, None)
+    (patch,) = split(again, dry_run=False)["patches"]
+    assert (patch["cameras"], patch["holdout"]) == (5, 0)
+    with pytest.raises(RunFolderError, match="made with other settings"):
+        split(options, dry_run=False)
