@@ -64,6 +64,15 @@ def test_every_format_is_written_whole_with_its_size_and_time(tmp_path: Path, to
         assert row_count(tool, out / FORMATS[name].file) == 500
 
 
+@pytest.mark.parametrize("degree", [0, 3])
+def test_a_single_gaussian_is_written_in_every_format(tmp_path: Path, tool: SplatTransform, degree: int) -> None:
+    write_splats(tmp_path / "a.ply", scattered(1, degree))
+    formats = parse_formats("compressed,spz,sog,lod")
+    done = export_splat(tmp_path / "a.ply", formats, lambda name: tmp_path / "out" / name, tool)
+    assert [row_count(tool, one.path) for one in done[:3]] == [1, 1, 1]
+    assert done[3].path.is_file()
+
+
 @pytest.mark.parametrize(
     ("name", "place", "color", "size"),
     # What each format keeps: positions, base colours from 0 to 1, log sizes.

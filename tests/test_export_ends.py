@@ -298,3 +298,18 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(run: Path, tmp
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentProblem, match="cannot install .* into .*: .*set XDG_CACHE_HOME to one"):
         find_transform(tmp_path / "file" / "cache")
+
+
+def test_an_empty_merged_splat_is_a_sentence(run: Path) -> None:
+    write_splats(
+        run / "merged" / "splat.ply",
+        Splats(
+            *(np.zeros((0, *s), np.float32) for s in ((3,), (4,), (3,), ())),
+            np.zeros((0, 1, 3), np.float32),
+            np.zeros((0, 0, 3), np.float32),
+        ),
+    )
+    with pytest.raises(SplatFileError, match="holds no Gaussians, and only ply can say so; splatpipe status"):
+        export_run(run, "ply,spz", None, False, print)
+    assert export_run(run, "ply", None, False, print)["exports"][0]["size"] > 0
+    assert contents(run) == OLD
