@@ -95,6 +95,10 @@ RunOrAddress = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. training.iterations=2000.")
 ]
+AfterTraining = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings of merge and evaluation, e.g. merge.match_colors=true."),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", parser=_folder, help="Run folder; default SCENE/splatpipe/default.")
 ]
@@ -212,6 +216,7 @@ def train(run_folder: Run, retrain: Retrain = None, executor: ExecutorKind = Non
 @app.command()
 def merge(
     run_folder: Run,
+    overrides: AfterTraining = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Just these patches, into a file of their own: p001,p002.")
     ] = None,
@@ -221,21 +226,22 @@ def merge(
     from splatpipe.options import RunOptions
 
     with _stopping(training=False):
-        options = RunOptions.of_run(run_folder, None)
+        options = RunOptions.of_run(run_folder, None, overrides=overrides or [])
         code = pipeline.merge(options, only, _stop)
         pages.add_splat_page(options.layout)
         _leave(code)
 
 
 @app.command("eval")
-def evaluate(run_folder: Run, as_json: Json = False) -> None:
+def evaluate(run_folder: Run, overrides: AfterTraining = None, as_json: Json = False) -> None:
     """Hold-out quality of merged splat, patches and views. With what borders between patches cost."""
     from splatpipe import pipeline
     from splatpipe.options import RunOptions
     from splatpipe.tables import evaluation_table
 
     with _stopping(training=False):
-        _print(pipeline.judge(RunOptions.of_run(run_folder, None), _stop), evaluation_table, as_json)
+        options = RunOptions.of_run(run_folder, None, overrides=overrides or [])
+        _print(pipeline.judge(options, _stop), evaluation_table, as_json)
 
 
 @app.command()

@@ -139,10 +139,13 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), scene: Path | 
     return config
 
 
-def config_from_dict(data: dict[Any, Any], origin: str) -> Config:
-    """Settings that `Config.to_dict` gave, read back from `origin`. Raises `ConfigError`."""
+def config_from_dict(data: dict[Any, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
+    """Settings that `Config.to_dict` gave, read back from `origin`, with `overrides`. Raises `ConfigError`."""
     data = {str(section): values for section, values in data.items()}
-    return _validated(data, Origins({(section,): origin for section in data}), [])
+    origins, problems = Origins({(section,): origin for section in data}), list[str]()
+    for override in overrides:
+        _apply_override(data, override, origins, problems)
+    return _validated(data, origins, problems)
 
 
 def _validated(data: dict[str, Any], origins: Origins, problems: list[str]) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,10 @@ from splatpipe.judging import Judge, summary, views_of
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
 from splatpipe.merge.clean import Cleaning
+from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
 from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
 from splatpipe.patches.patch import Patch
+from splatpipe.patches.visibility import visibility
 from splatpipe.planning import Plan
 from splatpipe.policy.vram import gaussians_within
 from splatpipe.progress import Counter
@@ -48,6 +50,7 @@ class Merged:
     views: tuple[dict[str, Any], ...]
     pictures: tuple[Path, ...]
     finish: Finish | None  # of the borders; None where it was not asked for, or there is none
+    colors: tuple[ColorDifference, ...]  # of neighbours, before anything was evened out
 
 
 def join(
@@ -69,21 +72,26 @@ def join(
     splats = trained_parts(plan, ledger)
     if not splats:
         raise RunFolderError(f"{layout.root}: no patch is trained, so there is nothing to merge")
-    report = _merge(plan, splats, [planned.patch for planned in plan.patches], layout.merged_splat, config, check)
+    fits, colors = _compare(plan, splats, device, config.training.threads, check)
+    patches = [planned.patch for planned in plan.patches]
+    report = _merge(plan, splats, patches, layout.merged_splat, config, fits, check)
     ledger.clear_merged()  # what it says is of another file now
     _tell_offset(plan, layout)
-    report.coverage.draw(layout.coverage_map, [planned.patch for planned in plan.patches], report.holes)
+    report.coverage.draw(layout.coverage_map, patches, report.holes)
     finished = None
     if config.merge.finish and len(splats) > 1:
         finished = _finish(plan, layout, report, config, device, should_stop, watch)
     else:
         shutil.rmtree(layout.finishing, ignore_errors=True)  # what was stopped, and is not wanted any more
-    merged = _evaluate(plan, layout, config, report, finished, device, check)
-    details = report.to_json() | {"views": merged.views, "pictures": [str(path) for path in merged.pictures]}
+    judged, pictures = _evaluate(plan, layout, config, report.path, device, check)
+    psnr, ssim, views = judged["psnr"], judged["ssim"], tuple(judged["views"])
+    details = report.to_json() | {"views": views, "pictures": [str(path) for path in pictures]}
     details["finish"] = finished.to_json() if finished else None
-    ledger.set_merged(report.path, report.gaussians, merged.psnr, merged.ssim, details)
-    write_json(layout.evaluation, {"psnr": merged.psnr, "ssim": merged.ssim, "views": merged.views})
-    return merged
+    details["colors"] = [asdict(one) for one in colors]
+    details["settings"] = asdict(config.merge)
+    ledger.set_merged(report.path, report.gaussians, psnr, ssim, details)
+    write_json(layout.evaluation, judged)
+    return Merged(report, psnr, ssim, views, pictures, finished, colors)
 
 
 def join_only(
@@ -91,6 +99,7 @@ def join_only(
     layout: RunLayout,
     ledger: Ledger,
     config: Config,
+    device: str,
     only: frozenset[str],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> MergeReport:
@@ -108,7 +117,10 @@ def join_only(
         raise RunFolderError(f"{layout.root}: {', '.join(untrained)} is not trained, so it cannot be merged")
     chosen = [planned.patch for planned in plan.patches if planned.id in only]
     check = partial(_check, should_stop, f"stopped while patches were merged into {layout.merged_part(sorted(only))}")
-    report = _merge(plan, splats, chosen, layout.merged_part(sorted(only)), config, check)
+    fits: dict[str, ColorFit] = {}
+    if config.merge.match_colors:
+        fits, _ = _compare(plan, trained_parts(plan, ledger), device, config.training.threads, check)
+    report = _merge(plan, splats, chosen, layout.merged_part(sorted(only)), config, fits, check)
     _tell_offset(plan, layout)
     return report
 
@@ -163,7 +175,7 @@ def evaluate(
         raise RunFolderError(f"{layout.root}: no hold-out view: too few images, or patching.holdout_every is 0")
     check = partial(_check, should_stop, f"stopped while {layout.root} was judged; what was on record stays")
     parts, judge = trained_parts(plan, ledger), Judge(plan, config, device)
-    with _counted(judge.renders(parts), check) as tick:
+    with _counted("hold-out views", judge.renders(parts), check) as tick:
         judged = judge.judge(layout.merged_splat, parts, tick)
     write_json(layout.evaluation, judged)
     return judged
@@ -175,9 +187,9 @@ def _check(should_stop: Callable[[], bool], sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _counted(renders: int, check: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def _counted(what: str, renders: int, check: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """A function to call after each view: shows how far it is, and raises what `check` does."""
-    counter = Counter("hold-out views", "render", renders)
+    counter = Counter(what, "render", renders)
 
     def tick() -> None:
         counter.step()
@@ -189,8 +201,27 @@ def _counted(renders: int, check: Callable[[], None]) -> Iterator[Callable[[], N
         counter.close()
 
 
+def _compare(
+    plan: Plan, splats: dict[str, Path], device: str, threads: int, check: Callable[[], None]
+) -> tuple[dict[str, ColorFit], tuple[ColorDifference, ...]]:
+    """How neighbours render what they share, and the fits that even it out."""
+    from splatpipe.merge.exposure import compare, looks, renders
+
+    scene = plan.scene
+    patches = [planned.patch for planned in plan.patches if planned.id in splats]
+    chosen = looks(patches, visibility(scene), len(scene.points))
+    with _counted("views of two patches", renders(chosen), check) as tick:
+        return fit_colors(compare(chosen, splats, views_of(plan), scene.points, device, threads, tick))
+
+
 def _merge(
-    plan: Plan, splats: dict[str, Path], patches: list[Patch], out: Path, config: Config, check: Callable[[], None]
+    plan: Plan,
+    splats: dict[str, Path],
+    patches: list[Patch],
+    out: Path,
+    config: Config,
+    fits: dict[str, ColorFit],
+    check: Callable[[], None],
 ) -> MergeReport:
     return merge_splats(
         [MergePart(patch_id, path) for patch_id, path in splats.items()],
@@ -204,6 +235,7 @@ def _merge(
             *offset_comments(plan.scene.offset),
         ),
         borders=Borders.of(config.merge),
+        fits=fits if config.merge.match_colors else {},
         check=check,
     )
 
@@ -273,21 +305,16 @@ def _at_once(views: Views, device: str, most: int) -> int:
 
 
 def _evaluate(
-    plan: Plan,
-    layout: RunLayout,
-    config: Config,
-    report: MergeReport,
-    finished: Finish | None,
-    device: str,
-    check: Callable[[], None],
-) -> Merged:
+    plan: Plan, layout: RunLayout, config: Config, splat: Path, device: str, check: Callable[[], None]
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """PSNR, SSIM and views of the merged splat (None and empty without a hold-out view), and pictures of them."""
     if not len(plan.split.holdout):
-        return Merged(report, None, None, (), (), finished)
+        return {"psnr": None, "ssim": None, "views": ()}, ()
     from splatpipe.splatting.metrics import Picture, ViewMetrics, side_by_side
 
     pictures: list[Path] = []
 
-    with _counted(len(plan.split.holdout), check) as tick:
+    with _counted("hold-out views", len(plan.split.holdout), check) as tick:
 
         def draw(metrics: ViewMetrics, render: Picture, photograph: Picture) -> None:
             save_pair(layout, len(pictures), render, photograph)
@@ -296,5 +323,5 @@ def _evaluate(
             pictures.append(path)
             tick()
 
-        result = summary(Judge(plan, config, device).evaluate(report.path, on_view=draw))
-    return Merged(report, result["psnr"], result["ssim"], tuple(result["views"]), tuple(pictures), finished)
+        judged = summary(Judge(plan, config, device).evaluate(splat, on_view=draw))
+    return {name: judged[name] for name in ("psnr", "ssim", "views")}, tuple(pictures)

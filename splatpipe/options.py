@@ -16,6 +16,7 @@ from splatpipe.storage.address import parse_address
 from splatpipe.storage.settings import StorageSettings
 
 SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
+AFTER_TRAINING = ("merge", "evaluation")  # sections of settings that a finished run may change
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,21 @@ class RunOptions:
         return cls(scene, layout, config, folders, patch_ids(retrain), batch)
 
     @classmethod
-    def of_run(cls, run_folder: Path, retrain: str | None, executor: str | None = None) -> RunOptions:
+    def of_run(
+        cls, run_folder: Path, retrain: str | None, executor: str | None = None, overrides: Sequence[str] = ()
+    ) -> RunOptions:
         """From a run folder, to be trained by another kind of `executor` if one is given.
 
-        Raises `RunFolderError`, `ConfigError`.
+        `overrides` may change what comes after training, from now on. Raises `RunFolderError`, `ConfigError`.
         """
+        for override in overrides:
+            if override.split("=")[0].split(".")[0].strip() not in AFTER_TRAINING:
+                raise ConfigError(f"{override!r}: of a run's settings, only those of merge and evaluation change here")
         layout = RunLayout(run_folder.expanduser().resolve())
         run = read_run(layout)
         if executor:
             run["settings"].setdefault("executor", {})["kind"] = executor
-        config = config_from_dict(run["settings"], str(layout.run_yml))
+        config = config_from_dict(run["settings"], str(layout.run_yml), overrides)
         return cls(run["scene"], layout, config, (run["scene"], Path.cwd(), SOURCE), patch_ids(retrain))
 
 

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def merge(options: RunOptions, only: str | None = None, stop: threading.Event | 
         if only is not None:
             if not patch_ids(only):
                 raise ConfigError("--only names no patch; write for example --only p001,p002")
-            part = join_only(plan, options.layout, ledger, options.config, patch_ids(only), should_stop)
+            part = join_only(plan, options.layout, ledger, options.config, device, patch_ids(only), should_stop)
             for sentence in part.damage_sentences():
                 say(f"warning: {sentence}")
             print(f"merged patches: {part.path} ({part.gaussians} Gaussians)")
@@ -316,8 +317,9 @@ def _merge(
     fresh: bool,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    before = ledger.status()["merged"]
-    if not fresh and before["path"] and Path(before["path"]).is_file():
+    before, settings = ledger.status()["merged"], asdict(options.config.merge)
+    same = before["path"] and Path(before["path"]).is_file() and before["details"].get("settings", settings) == settings
+    if not fresh and same:
         say(f"nothing to train; merged splat: {before['path']}")
         return
     if options.config.merge.finish and len(plan.patches) > 1:
@@ -325,6 +327,10 @@ def _merge(
     watch = partial(RunProgress, batch=options.batch, what="parts of the borders")
     merged = join(plan, options.layout, ledger, options.config, device, should_stop, watch)
     _report(merged)
+    if merged.colors and not options.config.merge.match_colors:
+        worst = max(merged.colors, key=lambda one: one.difference)
+        if worst.sentence:
+            say(worst.sentence)
     if any(plan.scene.offset):
         print(f"its positions are less than the model's by ({shown(plan.scene.offset)}): {options.layout.offset}")
 

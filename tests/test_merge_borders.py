@@ -15,9 +15,8 @@ from scipy.special import expit
 from test_merge import IDENTITY, INF, Area, assert_accounted, slab, splats_at, write_part
 
 from splatpipe.merge.clean import RULES, Cleaning
-from splatpipe.merge.colors import ColorFit
 from splatpipe.merge.grid import Grid
-from splatpipe.merge.join import Borders, MergePart, merge_splats
+from splatpipe.merge.join import Borders, merge_splats
 from splatpipe.merge.neighbours import spacing
 from splatpipe.merge.ownership import distance, touching
 from splatpipe.merge.settings import MergeSettings
@@ -25,7 +24,7 @@ from splatpipe.merge.survey import survey
 from splatpipe.patches.box import Box
 from splatpipe.patches.region import regions_of
 from splatpipe.patches.union import together
-from splatpipe.splatting.ply import Splats, from_rows, read_header, read_splats, to_rows, write_splats
+from splatpipe.splatting.ply import Splats, read_header, read_splats, write_splats
 
 LEFT, RIGHT = slab("p000", -INF, 0), slab("p001", 0, INF)
 
@@ -201,35 +200,6 @@ def test_sharing_and_filling_do_not_depend_on_the_order_of_the_parts(tmp_path: P
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
     assert report.loans and sum(part.shared for part in report.parts)
     assert_accounted(report)
-
-
-def test_a_difference_in_exposure_is_measured_and_evened_out_when_asked(tmp_path: Path) -> None:
-    dark = ColorFit(np.array([0.8, 0.9, 0.85]), np.array([0.02, -0.03, 0.0]))
-    write_splats(tmp_path / "p001.ply", from_rows(dark.apply(to_rows(carpet(-1, 4, 6000, seed=2)))))
-    parts = [write_part(tmp_path, "p000", carpet(-4, 1, 6000, seed=1)), MergePart("p001", tmp_path / "p001.ply")]
-    report = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(match_colors=True))
-    assert all(one.difference > 0.04 for one in report.colors)
-    assert all(one.after < 0.4 * one.difference for one in report.colors)
-    merged = read_splats(tmp_path / "a.ply")
-    expected = 0.8 * np.sin(3 * merged.means)
-    steps = [
-        (merged.sh0[:, 0] - expected)[side].mean(axis=0) for side in (merged.means[:, 0] < 0, merged.means[:, 0] >= 0)
-    ]
-    plain = merge_splats(parts, tmp_path / "b.ply", [LEFT, RIGHT], IDENTITY)
-    left_alone = read_splats(plain.path).sh0[:, 0] - expected
-    before = left_alone[merged.means[:, 0] >= 0].mean(axis=0) - left_alone[merged.means[:, 0] < 0].mean(axis=0)
-    assert np.abs(steps[1] - steps[0]).max() < 0.35 * np.abs(before).max()
-
-
-def test_correcting_colours_scales_every_band_and_shifts_only_the_mean() -> None:
-    splats = splats_at(np.zeros((4, 3)), degree=2)
-    corrected = from_rows(ColorFit(np.array([2.0, 1.0, 0.5]), np.array([0.1, 0.0, 0.0])).apply(to_rows(splats)))
-    np.testing.assert_allclose(corrected.shN, splats.shN * [2, 1, 0.5], rtol=1e-6)
-    color = 0.5 + 0.28209479177387814 * splats.sh0[:, 0]
-    np.testing.assert_allclose(
-        0.5 + 0.28209479177387814 * corrected.sh0[:, 0], color * [2, 1, 0.5] + [0.1, 0, 0], rtol=1e-5
-    )
-    np.testing.assert_array_equal(corrected.opacities, splats.opacities)
 
 
 def test_the_coverage_map_names_a_missing_patch_and_shows_its_hole(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from scenes import scaled, synthetic_scene, write_scene
 
 from splatpipe import pipeline
 from splatpipe.errors import ConfigError, Interrupted, RunFolderError
-from splatpipe.splatting.ply import read_header
+from splatpipe.merge.colors import ColorFit
+from splatpipe.splatting.ply import from_rows, read_header, read_splats, to_rows, write_splats
 
 FAST = [
     "training.iterations=60",
@@ -158,6 +159,43 @@ def test_a_retrained_patch_is_merged_even_if_the_merge_is_asked_for_later(scene:
     assert pipeline.status(tmp_path)["merged"]["path"] is None
     assert run(options(scene, tmp_path), double) == 0
     assert (tmp_path / "merged" / "splat.ply").stat().st_mtime_ns > merged
+
+
+def test_what_comes_after_training_can_be_changed_later_and_is_kept(scene: Path, tmp_path: Path) -> None:
+    given = options(scene, tmp_path, "merge.finish=0")
+    assert run(given, TrainerDouble()) == 0
+    whole = pipeline.status(tmp_path)["merged"]["gaussians"]
+    done = cli("merge", tmp_path, "merge.max_distance=0.2")
+    assert done.returncode == 0, done.stderr
+    assert 0 < (near := pipeline.status(tmp_path)["merged"]["gaussians"]) < whole
+    assert pipeline.merge(pipeline.RunOptions.of_run(tmp_path, None)) == 0
+    assert pipeline.status(tmp_path)["merged"]["gaussians"] == near
+    assert run(given, TrainerDouble()) == 0, "the run's own settings merge it anew, without any training"
+    assert pipeline.status(tmp_path)["merged"]["gaussians"] == whole
+    assert all(len(patch["attempts"]) == 1 for patch in patches(tmp_path).values())
+    refused = cli("merge", tmp_path, "training.iterations=5")
+    assert refused.returncode == 2 and "training.iterations=5" in refused.stderr
+
+
+def test_patches_that_differ_in_exposure_are_named_and_evened_out_when_asked(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(scene, tmp_path, "patching.max_cameras=12", "merge.finish=0")
+    assert run(given, TrainerDouble()) == 0
+    dark = ColorFit(np.full(3, 0.7), np.zeros(3))
+    for splat in sorted(tmp_path.glob("attempts/*/01/splat.ply")):
+        splats = read_splats(splat)
+        splats.scales[:] += np.log(40)  # the double's Gaussians are too small to cover the ground
+        write_splats(splat, from_rows(dark.apply(to_rows(splats))) if "p001" in str(splat) else splats)
+    capsys.readouterr()
+    assert pipeline.merge(pipeline.RunOptions.of_run(tmp_path, None)) == 0
+    assert "looks like exposure; merge.match_colors=true evens it out" in capsys.readouterr().err
+    merged = pipeline.status(tmp_path)["merged"]
+    assert max(one["difference"] for one in merged["details"]["colors"] if "p001" in one["patches"]) > 0.05
+    even = pipeline.RunOptions.of_run(tmp_path, None, overrides=["merge.match_colors=true"])
+    assert pipeline.merge(even) == 0
+    assert "looks like exposure" not in capsys.readouterr().err
+    assert pipeline.status(tmp_path)["merged"]["psnr"] > merged["psnr"] + 0.3
 
 
 def test_the_p7_story_dies_at_the_first_rungs_and_trains_at_the_third(scene: Path, tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
-"""Patches trained apart can differ in exposure: measured where two of them saw the same ground, and evened out."""
+"""Patches trained apart can differ in exposure: fitted to places that two of them render, and evened out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from splatpipe.merge.rows import FIRST_REST, SCALES, SH0, Rows
-from splatpipe.merge.survey import ENOUGH, SH_C0, Survey
 
-HUBER = 0.03  # of full scale; cells that differ by more count ever less: something moved, or one patch is wrong there
+SH_C0 = 0.28209479177387814
+HUBER = 0.03  # of full scale; places that differ by more count ever less: something moved, or one patch is wrong there
 ROUNDS = 12
-PRIOR = 1e-3  # pull towards no change, per cell, for what the overlaps leave open
+PRIOR = 1e-3  # pull towards no change, per place, for what the overlaps leave open
 GAUGE = 1e3  # holds the mean change over all patches at none; without it the best fit is no contrast anywhere
+NOTABLE = 0.03  # of full scale: neighbours that differ by more show it along their border
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,49 +35,62 @@ class ColorFit:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Colours from 0 to 1 that two patches, `a` and `b` (indices into `ids`), give to the same R places."""
+
+    ids: tuple[str, ...]
+    a: NDArray[np.int64]  # (R,)
+    b: NDArray[np.int64]  # (R,)
+    first: NDArray[np.float64]  # (R, 3) as `a` has them
+    second: NDArray[np.float64]  # (R, 3) as `b` has them
+
+    def pairs(self) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+        """Each two patches that were compared, and (R,) which places are theirs."""
+        for a, b in np.unique(np.column_stack([self.a, self.b]), axis=0):
+            yield int(a), int(b), (self.a == a) & (self.b == b)
+
+
 @dataclass(frozen=True)
 class ColorDifference:
-    """What two patches make of the same ground: median over their overlap of the absolute difference, 0 to 1."""
+    """What two patches make of the same ground: median over the places of the absolute difference, 0 to 1."""
 
     patches: tuple[str, str]
-    cells: int
+    places: int
     difference: float
     after: float  # with the fits applied
 
+    @property
+    def sentence(self) -> str | None:
+        """What to do about a difference that shows, and that a fit removes; None where there is none."""
+        if self.difference < NOTABLE or self.after > self.difference / 2:
+            return None
+        return (
+            f"{self.patches[0]} and {self.patches[1]} differ by {100 * self.difference:.0f} % of full brightness where "
+            "both render the same ground, which looks like exposure; merge.match_colors=true evens it out"
+        )
 
-def fit_colors(surveyed: Survey) -> tuple[dict[str, ColorFit], tuple[ColorDifference, ...]]:
+
+def fit_colors(places: Places) -> tuple[dict[str, ColorFit], tuple[ColorDifference, ...]]:
     """A fit for each patch that makes overlaps agree, all patches at once, robustly; and how they differ."""
-    pairs = [(a, b, i[keep], j[keep]) for a, b, i, j in surveyed.overlaps() if (keep := _solid(surveyed, i, j)).any()]
-    n = len(surveyed.ids)
+    n = len(places.ids)
     gain, offset = np.ones((n, 3)), np.zeros((n, 3))
-    if pairs:
-        a = np.concatenate([np.full(len(i), one) for one, _, i, _ in pairs])
-        b = np.concatenate([np.full(len(i), other) for _, other, i, _ in pairs])
-        first = surveyed.color[np.concatenate([i for *_, i, _ in pairs])]
-        second = surveyed.color[np.concatenate([j for *_, j in pairs])]
+    if len(places.a):
         for channel in range(3):
-            gain[:, channel], offset[:, channel] = _solve(a, b, first[:, channel], second[:, channel], n)
-    fits = {patch_id: ColorFit(gain[k], offset[k]) for k, patch_id in enumerate(surveyed.ids)}
-    return fits, tuple(_difference(surveyed, gain, offset, *pair) for pair in pairs)
+            gain[:, channel], offset[:, channel] = _solve(places, channel)
+    fits = {patch_id: ColorFit(gain[k], offset[k]) for k, patch_id in enumerate(places.ids)}
+    return fits, tuple(_difference(places, fits, *pair) for pair in places.pairs())
 
 
-def _solid(surveyed: Survey, i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Where both patches cover the ground well enough for its colour to be theirs."""
-    enough = (surveyed.count[i] >= ENOUGH) & (surveyed.count[j] >= ENOUGH)
-    return np.asarray(enough & (np.minimum(surveyed.covered[i], surveyed.covered[j]) > 0.3))
-
-
-def _solve(
-    a: NDArray[np.int64], b: NDArray[np.int64], first: NDArray[np.float64], second: NDArray[np.float64], n: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _solve(places: Places, channel: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gains and offsets (n,) of one channel by iteratively reweighted least squares (Huber weights).
 
     The unknowns are changes: gain - 1 about mid-grey, so that gain and offset are not confused, and the shift there.
     """
-    rows = np.arange(len(a))
-    design = np.zeros((len(a), 2 * n))
-    design[rows, a], design[rows, b] = first - 0.5, 0.5 - second
-    design[rows, n + a], design[rows, n + b] = 1.0, -1.0
+    first, second, a, b = places.first[:, channel], places.second[:, channel], places.a, places.b
+    n, one = len(places.ids), np.ones(len(a))
+    entries, columns = np.column_stack([first - 0.5, 0.5 - second, one, -one]), np.column_stack([a, b, n + a, n + b])
+    design = csr_array((entries.ravel(), columns.ravel(), np.arange(0, 4 * len(a) + 1, 4)), shape=(len(a), 2 * n))
     target = second - first
     change: NDArray[np.float64] = np.zeros(2 * n)
     prior = PRIOR * len(a) * np.eye(2 * n)
@@ -82,21 +98,17 @@ def _solve(
     prior[n:, n:] += GAUGE * len(a)
     for _ in range(ROUNDS):
         residual = np.abs(design @ change - target)
-        weight = np.minimum(1.0, HUBER / np.maximum(residual, 1e-9))[:, None]
-        change[:] = np.linalg.solve(design.T @ (weight * design) + prior, design.T @ (weight[:, 0] * target))
+        weight = np.minimum(1.0, HUBER / np.maximum(residual, 1e-9))
+        normal = (design.T @ (design * weight[:, None])).toarray() + prior
+        change[:] = np.linalg.solve(normal, design.T @ (weight * target))
     return 1 + change[:n], change[n:] - 0.5 * change[:n]
 
 
 def _difference(
-    surveyed: Survey,
-    gain: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    a: int,
-    b: int,
-    i: NDArray[np.intp],
-    j: NDArray[np.intp],
+    places: Places, fits: Mapping[str, ColorFit], a: int, b: int, theirs: NDArray[np.bool_]
 ) -> ColorDifference:
-    first, second = surveyed.color[i], surveyed.color[j]
-    before = float(np.median(np.abs(first - second)))
-    after = float(np.median(np.abs(gain[a] * first + offset[a] - gain[b] * second - offset[b])))
-    return ColorDifference((surveyed.ids[a], surveyed.ids[b]), len(i), round(before, 5), round(after, 5))
+    pair = places.ids[a], places.ids[b]
+    first, second = places.first[theirs], places.second[theirs]
+    fitted = [fits[name].gain * color + fits[name].offset for name, color in zip(pair, (first, second), strict=True)]
+    before, after = (float(np.median(np.abs(x - y))) for x, y in ((first, second), fitted))
+    return ColorDifference(pair, int(theirs.sum()), round(before, 5), round(after, 5))

@@ -51,22 +51,36 @@ def evaluate_splat(
     """
     if threads and device == "cpu":
         raster.set_threads(threads)
-    header, small = read_header(path), views.resized(downscale, max_width)
-    blur = header.antialiased
-    whole = Renderer(read_splats(path), device, antialiased=blur) if header.count <= held_at_once else None
-    similarity = whole.similarity if whole else normalising(sampled_means(header))
+    small, draw = views.resized(downscale, max_width), renderer_of(path, device, held_at_once)
 
     def render(i: int) -> Picture:
         width, height = (int(pixels) for pixels in small.sizes[i])
-        viewmat, K = small.viewmats[i], small.Ks[i]
-        renderer = whole or Renderer(_visible(path, viewmat, K, width, height), device, similarity, blur)
-        return renderer.render(viewmat, K, width, height)
+        return draw(small.viewmats[i], small.Ks[i], width, height)[:, :, :3]
 
     def photograph(i: int) -> Picture:
         width, height = (int(pixels) for pixels in small.sizes[i])
         return load_image(small.paths[i], width, height)
 
     return evaluate_views(render, photograph, small.names, on_view, perceptual, small.mask)
+
+
+Draw = Callable[[NDArray[np.float64], NDArray[np.float64], int, int], Picture]
+"""`Renderer.render_rgba` of some splat: viewmat, K, width, height."""
+
+
+def renderer_of(path: Path, device: str = "cpu", held_at_once: int = HELD_AT_ONCE) -> Draw:
+    """Draws views of a splat file: held whole, or, of more Gaussians than `held_at_once`, read anew for each view."""
+    header = read_header(path)
+    blur = header.antialiased
+    if header.count <= held_at_once:
+        return Renderer(read_splats(path), device, antialiased=blur).render_rgba
+    similarity = normalising(sampled_means(header))
+
+    def draw(viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Picture:
+        visible = _visible(path, viewmat, K, width, height)
+        return Renderer(visible, device, similarity, blur).render_rgba(viewmat, K, width, height)
+
+    return draw
 
 
 class Renderer:
@@ -95,11 +109,15 @@ class Renderer:
         self._scales = torch.from_numpy(local.scales).to(self._device).exp()
         self._opacities = torch.from_numpy(local.opacities).to(self._device).sigmoid()
 
-    @torch.no_grad()
     def render(self, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Picture:
         """(height, width, 3) float32 in [0, 1] on black; `viewmat` (4, 4) world to camera, `K` (3, 3) in pixels."""
+        return self.render_rgba(viewmat, K, width, height)[:, :, :3]
+
+    @torch.no_grad()
+    def render_rgba(self, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Picture:
+        """The same, and as a fourth channel the share of the light that the Gaussians hold back."""
         viewmats = self.similarity.apply_viewmats(viewmat[None])
-        images, _, _ = raster.rasterization(
+        images, alphas, _ = raster.rasterization(
             self._means,
             self._quats,
             self._scales,
@@ -113,7 +131,7 @@ class Renderer:
             eps2d=raster.BLUR if self._antialiased is None else self._antialiased,
             rasterize_mode="classic" if self._antialiased is None else "antialiased",
         )
-        return images[0].clamp(0, 1).cpu().numpy()
+        return torch.cat([images[0], alphas[0]], -1).clamp(0, 1).cpu().numpy()
 
 
 def normalising(means: NDArray[np.float32]) -> Similarity:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from splatpipe.errors import EnvironmentProblem, RunFolderError
 from splatpipe.files import DISK_FULL
 from splatpipe.merge.clean import NOT_FINITE, RULES, Cleaning, no_cleaning
-from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
+from splatpipe.merge.colors import ColorFit
 from splatpipe.merge.coverage import Coverage, CoverageTally
 from splatpipe.merge.grid import Grid
 from splatpipe.merge.neighbours import spacing
@@ -79,7 +79,6 @@ class MergeReport:
     parts: tuple[PartReport, ...]
     holes: tuple[str, ...]  # patches without a splat
     loans: tuple[Loan, ...]
-    colors: tuple[ColorDifference, ...]  # between neighbours; with the fits applied only when that was asked for
     coverage: Coverage
 
     @property
@@ -117,7 +116,7 @@ class MergeReport:
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {name: fields[name] for name in ("gaussians", "sh_degree", "holes")}
-        lists = {name: [dataclasses.asdict(one) for one in fields[name]] for name in ("parts", "loans", "colors")}
+        lists = {name: [dataclasses.asdict(one) for one in fields[name]] for name in ("parts", "loans")}
         covered = {"cells": self.coverage.covered_cells, "holes": int(self.coverage.holes.sum())}
         return {"path": str(self.path), **plain, **lists, "dropped": self.dropped, "coverage": covered}
 
@@ -128,11 +127,10 @@ class Borders:
 
     thin_owner: float = 0.0
     share_wide: bool = False
-    match_colors: bool = False
 
     @classmethod
     def of(cls, settings: MergeSettings) -> Borders:
-        return cls(settings.thin_owner, settings.share_wide, settings.match_colors)
+        return cls(settings.thin_owner, settings.share_wide)
 
 
 def merge_splats(
@@ -144,15 +142,16 @@ def merge_splats(
     comments: Sequence[str] = (),
     chunk_rows: int = CHUNK_ROWS,
     borders: Borders | None = None,
+    fits: Mapping[str, ColorFit] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> MergeReport:
     """Write to `out` what each part owns, in the order of the patch ids.
 
     `patches` are all patches of the scene, trained or not, cut in `frame`; a patch without a part is a hole,
     which its neighbours' buffers fill as far as they reach. The parts are looked at by sample first, then read once.
-    SH degrees may differ: missing bands are zero. Peak memory is a few chunks, whatever the size, and 120 bytes for
-    each Gaussian of the largest part when the cleaning needs spacing. `out` may be one of the parts. `check` is called
-    with each chunk, and may raise.
+    SH degrees may differ: missing bands are zero. `fits` correct the colours of the parts that they name. Peak memory
+    is a few chunks, whatever the size, and 120 bytes for each Gaussian of the largest part when the cleaning needs
+    spacing. `out` may be one of the parts. `check` is called with each chunk, and may raise.
     Raises SplatFileError for a part that is not whole, RunFolderError when there is no part,
     EnvironmentProblem when the disk is full; `out` is then as it was.
     """
@@ -174,17 +173,16 @@ def merge_splats(
     borders = borders or Borders()
     surveyed = survey(headers, patches, frame, _grid(headers, frame))
     loans = find_loans(surveyed, borders.thin_owner)
-    fits, differences = fit_colors(surveyed)
     ownership = Ownership(frame, trained, holes, loans, borders.share_wide)
     degree = max(header.sh_degree for header in headers.values())
     tally = CoverageTally(surveyed.grid, reach(patches) / 3)
     with _room(out), splat_writer(out, degree, comments) as writer:
         join = _Join(ownership, cleaning or no_cleaning(), writer, tally, degree, chunk_rows, check)
-        matched = fits if borders.match_colors else {}
+        matched = fits or {}
         reports = tuple(join.append(patch_id, header, matched.get(patch_id)) for patch_id, header in headers.items())
     lent = tuple(Loan(owner, neighbour, len(cells)) for (owner, neighbour), cells in loans.cells.items())
     coverage = tally.against(surveyed.best())
-    return MergeReport(out, writer.count, degree, reports, ownership.holes, lent, differences, coverage)
+    return MergeReport(out, writer.count, degree, reports, ownership.holes, lent, coverage)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ class MergeSettings:
     thin_owner: Annotated[float, Ge(0), Lt(1)] = 0.5  # a neighbour fills where the owner covers less than this share
     share_wide: bool = True  # Gaussians wider than the buffer count by the share of their mass in each core
     finish: Annotated[int, Ge(0)] = 8  # looks at each training view in a last training of what lies at borders; 0: none
-    match_colors: bool = False  # fit each patch's gain and offset to its neighbours' in the overlaps
+    match_colors: bool = False  # fit each patch's gain and offset to how its neighbours render overlaps
     min_opacity: Annotated[float, Ge(0), Lt(1)] = 0.005  # drop Gaussians less opaque than this, 0 to 1
     # Off: on short trainings a few Gaussians wider than the scene carry its mean colour, and dropping the 13 of
     # them on brighton_beach in two patches cost 4 dB (18.3 to 14.2).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from splatpipe.merge.clean import not_finite
 from splatpipe.merge.grid import OUTSIDE, Grid
 from splatpipe.merge.ownership import Loans, Territory, reach, touching
-from splatpipe.merge.rows import SH0, Rows, thickness
+from splatpipe.merge.rows import Rows, thickness
 from splatpipe.patches.frame import Frame
 from splatpipe.splatting.ply import PlyHeader, sample_rows
 
 SAMPLE = 1 << 17  # rows read of each part, spread evenly over its file
 PER_CELL = 32  # sampled Gaussians of one patch in one cell, on average
-ENOUGH = 8  # sampled Gaussians that make a cell's colour worth believing
-SH_C0 = 0.28209479177387814
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +24,7 @@ class Survey:
     """One record for each patch (`source`), patch in whose core it looked (`owner`) and cell: R records.
 
     `source` and `owner` are indices into `ids`; thickness is optical thickness (-log of transparency) averaged over
-    the cell, `color` the thickness-weighted mean base colour.
+    the cell.
     """
 
     grid: Grid
@@ -34,9 +32,7 @@ class Survey:
     source: NDArray[np.int64]  # (R,)
     owner: NDArray[np.int64]  # (R,)
     cell: NDArray[np.int64]  # (R,)
-    count: NDArray[np.float64]  # (R,) sampled Gaussians
     thickness: NDArray[np.float64]  # (R,)
-    color: NDArray[np.float64]  # (R, 3)
 
     @property
     def covered(self) -> NDArray[np.float64]:
@@ -49,18 +45,6 @@ class Survey:
         total = np.bincount(self.source * n + self.cell, self.thickness, len(self.ids) * n)
         return total.reshape(len(self.ids), n).max(axis=0)
 
-    def overlaps(self) -> Iterator[tuple[int, int, NDArray[np.intp], NDArray[np.intp]]]:
-        """(owner, neighbour, records of the owner, records of the neighbour) where both saw the same cells."""
-        own = np.flatnonzero(self.source == self.owner)
-        key = self.owner * self.grid.cells + self.cell  # `own` ascends in it: records are sorted by source
-        for source in np.unique(self.source):
-            for owner in np.unique(self.owner[self.source == source]):
-                if owner != source:
-                    theirs = np.flatnonzero((self.source == source) & (self.owner == owner))
-                    at = np.minimum(np.searchsorted(key[own], key[theirs]), max(len(own) - 1, 0))
-                    both = key[own][at] == key[theirs] if len(own) else np.zeros(len(theirs), np.bool_)
-                    yield int(owner), int(source), own[at[both]], theirs[both]
-
 
 def survey(
     headers: Mapping[str, PlyHeader], territories: Sequence[Territory], frame: Frame, grid: Grid, sample: int = SAMPLE
@@ -72,10 +56,9 @@ def survey(
         if place.id in headers:
             near = [i for i, one in enumerate(places) if i == source or touching(one.core, place.buffered)]
             tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, sample, widest))
-    table = np.concatenate([*tables, np.zeros((0, 8))])
+    table = np.concatenate([*tables, np.zeros((0, 4))])
     source_, owner, cell = table[:, :3].astype(np.int64).T
-    color = table[:, 5:8] / np.maximum(table[:, 4:5], 1e-30)
-    return Survey(grid, tuple(one.id for one in places), source_, owner, cell, table[:, 3], table[:, 4], color)
+    return Survey(grid, tuple(one.id for one in places), source_, owner, cell, table[:, 3])
 
 
 def cells_for(headers: Mapping[str, PlyHeader], sample: int = SAMPLE) -> int:
@@ -116,20 +99,16 @@ def _survey_part(
     sample: int,
     widest: float,
 ) -> NDArray[np.float64]:
-    """(R, 8): source, owner, cell, count, thickness, thickness-weighted colour; ascending by owner and cell."""
+    """(R, 4): source, owner, cell, thickness; ascending by owner and cell."""
     pieces, seen = [], 0
     for rows in sample_rows(header, sample):
         seen += len(rows)
         rows = rows[~not_finite(rows)]
         pieces.append(_tally(rows, source, near, places, frame, grid, widest))
-    table = np.concatenate([*pieces, np.zeros((0, 8))])
+    table = np.concatenate([*pieces, np.zeros((0, 4))])
     keys, place = np.unique(table[:, 1] * grid.cells + table[:, 2], return_inverse=True)
-    out = np.zeros((len(keys), 8))
-    out[:, 0], out[:, 1], out[:, 2] = source, keys // grid.cells, keys % grid.cells
-    for column in range(3, 8):
-        out[:, column] = np.bincount(place, table[:, column], len(keys))
-    out[:, 4:] *= header.count / max(seen, 1)
-    return out
+    thick = np.bincount(place, table[:, 3], len(keys)) * (header.count / max(seen, 1))
+    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, thick])
 
 
 def _tally(
@@ -151,7 +130,5 @@ def _tally(
     weight = thickness(rows, grid.edge**2, widest)
     known = (owner != OUTSIDE) & (cell != OUTSIDE) & (weight > 0)
     keys, place = np.unique(owner[known] * grid.cells + cell[known], return_inverse=True)
-    weight = weight[known]
-    color = np.clip(0.5 + SH_C0 * rows[known][:, SH0].astype(np.float64), 0, 1) * weight[:, None]
-    sums = [np.bincount(place, values, len(keys)) for values in (np.ones(len(place)), weight, *color.T)]
-    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, *sums])
+    thick = np.bincount(place, weight[known], len(keys))
+    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, thick])

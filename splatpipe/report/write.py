@@ -142,7 +142,7 @@ class RunReport:
             **{name: merged[name] for name in ("psnr", "ssim", "gaussians")},
             "views": details.get("views") or [],
             "parts": [one | {"cleaned": sum(one["dropped"].values())} for one in details.get("parts") or []],
-            "colors": _by_pair(details.get("colors") or []),
+            "colors": sorted(details.get("colors") or [], key=lambda one: -one["difference"]),
             "sentences": [_missing(name, details.get("parts") or []) for name in details.get("holes") or []],
             "coverage_picture": _as_data(picture) if picture.is_file() else None,
             "coverage_text": f"{covered.get('holes', 0)} of {covered.get('cells', 0)} covered cells",
@@ -212,17 +212,6 @@ def _missing(hole: str, parts: list[dict[str, Any]]) -> str:
     fills = [f"{words.number(one['filled'][hole])} of {one['patch_id']}" for one in parts if one["filled"].get(hole)]
     end = f"its ground shows Gaussians of its neighbours only: {', '.join(fills)}" if fills else "its ground is a hole"
     return f"{hole} is missing from the merged splat; {end}."
-
-
-def _by_pair(colors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each two neighbours, which are compared on the ground of both; the larger difference counts."""
-    rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for one in colors:
-        key = tuple(sorted(one["patches"]))
-        row = rows.setdefault(key, {"patches": key, "difference": 0.0, "cells": 0})
-        row["difference"] = max(row["difference"], one["difference"])
-        row["cells"] += one["cells"]
-    return sorted(rows.values(), key=lambda row: -row["difference"])
 
 
 def _details(ground: Mapping[str, Any]) -> dict[str, Any]:
