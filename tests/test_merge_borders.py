@@ -15,6 +15,7 @@ from scipy.special import expit
 from test_merge import IDENTITY, INF, Area, assert_accounted, slab, splats_at, write_part
 
 from splatpipe.merge.clean import RULES, Cleaning
+from splatpipe.merge.coverage import Coverage
 from splatpipe.merge.grid import Grid
 from splatpipe.merge.join import Borders, merge_splats
 from splatpipe.merge.neighbours import spacing
@@ -261,3 +262,17 @@ def test_spacing_is_that_of_the_third_neighbour_and_needs_one(tmp_path: Path) ->
     lost.means[1, 2] = np.nan  # leaves three
     write_splats(tmp_path / "three.ply", lost)
     assert np.isinf(spacing(read_header(tmp_path / "three.ply")).distance).all()
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_coverage_map_outlines_a_core_of_any_shape_and_not_the_box_round_it(tmp_path: Path, drawn: bool) -> None:
+    ell = (regions_of([ELL], rest=True) if drawn else boxes_of_the_ell())[0]
+    grid, full = Grid((-1.0, -1.0), 0.25, 32, 32), np.ones((32, 32))
+    Coverage(grid, full, full).draw(tmp_path / "map.png", [Area("p000", ell, ell.grown(0.3))], [])
+    with Image.open(tmp_path / "map.png") as picture:
+        panel = np.asarray(picture.convert("RGB"))[30 : 30 + 480, 10 : 10 + 480]  # 60 pixels for a unit, from the top
+    orange = (panel == (255, 165, 0)).all(axis=2)
+    for x, y in ((6, 1), (4, 2), (2, 4), (3, 0), (0, 3)):
+        row, column = 480 - 60 * (y + 1), 60 * (x + 1)
+        assert orange[row - 2 : row + 2, column - 2 : column + 2].any(), (x, y)
+    assert not orange[60 : 60 + 230, 200:].any(), "nothing in the notch"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
 
 from splatpipe.files import atomic_path
 from splatpipe.merge.grid import Grid
@@ -53,27 +54,28 @@ class Coverage:
         titles = ("patches, unclipped", "merged", f"holes: {int(self.holes.sum())} of {self.covered_cells} cells")
         height, width = (n * factor for n in self.before.shape)
         canvas = Image.new("RGB", (3 * width + 40, height + 40), "white")
-        for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
-            picture = Image.fromarray(panel[::-1]).resize((width, height), Image.Resampling.NEAREST)
-            draw = ImageDraw.Draw(picture)
-            for territory in territories:
-                self._outline(draw, territory, factor, territory.id in missing)
+        pictures = [Image.fromarray(one[::-1]).resize((width, height), Image.Resampling.NEAREST) for one in panels]
+        for territory in territories:
+            _outline(pictures, territory.id, *self._core(territory, factor), territory.id in missing)
+        for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
             canvas.paste(picture, (10 + i * (width + 10), 30))
             ImageDraw.Draw(canvas).text((12 + i * (width + 10), 8), title, "black", ImageFont.load_default(14))
         with atomic_path(path) as temporary:
             canvas.save(temporary, format="PNG")
 
-    def _outline(self, draw: ImageDraw.ImageDraw, territory: Territory, factor: int, missing: bool) -> None:
-        size = np.array([self.grid.columns, self.grid.rows])
-        edges = [(bound[:2] - np.array(self.grid.low)) / self.grid.edge for bound in _bounds(territory)]
-        (left, bottom), (right, top) = (np.clip(edge, 0, size) * factor for edge in edges)
-        if right <= left or top <= bottom:
-            return
-        color, height = ("red" if missing else "orange"), size[1] * factor
-        draw.rectangle((left, height - top, right - 1, height - bottom - 1), outline=color, width=3 if missing else 1)
-        font = ImageFont.load_default(12)
-        if missing or 8 + font.getlength(territory.id) <= right - left:  # names over each other tell nothing
-            draw.text((left + 4, height - top + 4), territory.id, color, font, stroke_width=2, stroke_fill="black")
+    def _core(self, territory: Territory, factor: int) -> tuple[tuple[int, int], NDArray[np.bool_]]:
+        """Left and top of the box round a core on a panel, and which of its pixels (rows, columns) lie in the core."""
+        middles = [
+            low + (np.arange(n * factor) + 0.5) * self.grid.edge / factor
+            for low, n in zip(self.grid.low, (self.grid.columns, self.grid.rows), strict=True)
+        ]
+        core = territory.core
+        (left, right), (low, high) = (
+            np.searchsorted(axis, (core.lower[i], core.upper[i])).tolist() for i, axis in enumerate(middles)
+        )
+        x, y = middles[0][left:right], middles[1][low:high][::-1]
+        places = np.stack([*np.meshgrid(x, y), np.zeros((len(y), len(x)))], axis=-1)  # cores know no height
+        return (left, len(middles[1]) - high), core.contains(places.reshape(-1, 3)).reshape(len(y), len(x))
 
 
 class CoverageTally:
@@ -94,11 +96,22 @@ class CoverageTally:
         return Coverage(self.grid, -np.expm1(-best).reshape(shape), -np.expm1(-self._thickness).reshape(shape))
 
 
+def _outline(
+    pictures: Sequence[Image.Image], name: str, corner: tuple[int, int], inside: NDArray[np.bool_], missing: bool
+) -> None:
+    if not inside.any():
+        return
+    color, font = "red" if missing else "orange", ImageFont.load_default(12)
+    rim = Image.fromarray(inside & ~binary_erosion(inside, iterations=3 if missing else 1))
+    top = int(np.argmax(inside.any(axis=1)))
+    columns = np.flatnonzero(inside[top])
+    at = corner[0] + int(columns[0]) + 4, corner[1] + top + 4
+    named = missing or 8 + font.getlength(name) <= len(columns)  # names over each other tell nothing
+    for draw in map(ImageDraw.Draw, pictures):
+        draw.bitmap(corner, rim, fill=color)
+        if named:
+            draw.text(at, name, color, font, stroke_width=2, stroke_fill="black")
+
+
 def _gray(covered: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.repeat((covered * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def _bounds(territory: Territory) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower and upper corner with large finite numbers for infinite sides."""
-    core = territory.core
-    return np.nan_to_num(core.lower, neginf=-1e9, posinf=1e9), np.nan_to_num(core.upper, neginf=-1e9, posinf=1e9)
