@@ -276,3 +276,20 @@ def test_the_coverage_map_outlines_a_core_of_any_shape_and_not_the_box_round_it(
         row, column = 480 - 60 * (y + 1), 60 * (x + 1)
         assert orange[row - 2 : row + 2, column - 2 : column + 2].any(), (x, y)
     assert not orange[60 : 60 + 230, 200:].any(), "nothing in the notch"
+
+
+@pytest.mark.parametrize("rows", [0, 50])
+def test_a_trained_patch_that_holds_nothing_is_filled_as_one_that_is_missing(tmp_path: Path, rows: int) -> None:
+    """No Gaussian at all, or none whose numbers are any."""
+    hollow = write_part(tmp_path, "p000", splats_at(np.zeros((rows, 3))))
+    header = read_header(hollow.path)
+    values = np.full(rows * header.row_bytes // 4, np.nan, np.float32)
+    hollow.path.write_bytes(hollow.path.read_bytes()[: header.offset] + values.tobytes())
+    neighbour = write_part(tmp_path, "p001", carpet(-1, 4, seed=2))
+    missing = merge_splats([neighbour], tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY)
+    report = merge_splats([hollow, neighbour], tmp_path / "b.ply", [LEFT, RIGHT], IDENTITY, borders=Borders(0.5))
+    there = covered(read_splats(missing.path), -0.6, -0.2)
+    assert there > 100
+    assert covered(read_splats(report.path), -0.6, -0.2) > 0.95 * there, "all but cells that are hardly covered"
+    assert [(loan.owner, loan.neighbour) for loan in report.loans] == [("p000", "p001")]
+    assert_accounted(report)

@@ -29,6 +29,7 @@ class Survey:
 
     grid: Grid
     ids: tuple[str, ...]
+    trained: NDArray[np.bool_]  # (len(ids),) which of them have a part, be it empty
     source: NDArray[np.int64]  # (R,)
     owner: NDArray[np.int64]  # (R,)
     cell: NDArray[np.int64]  # (R,)
@@ -58,7 +59,9 @@ def survey(
             tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, sample, widest))
     table = np.concatenate([*tables, np.zeros((0, 4))])
     source_, owner, cell = table[:, :3].astype(np.int64).T
-    return Survey(grid, tuple(one.id for one in places), source_, owner, cell, table[:, 3])
+    ids = tuple(one.id for one in places)
+    trained = np.array([one in headers for one in ids])
+    return Survey(grid, ids, trained, source_, owner, cell, table[:, 3])
 
 
 def cells_for(headers: Mapping[str, PlyHeader], sample: int = SAMPLE) -> int:
@@ -72,7 +75,7 @@ def find_loans(surveyed: Survey, thin: float) -> Loans:
     own = np.zeros((len(surveyed.ids), n))
     mine = surveyed.source == surveyed.owner
     own[surveyed.owner[mine], surveyed.cell[mine]] = surveyed.covered[mine]
-    trained = np.isin(surveyed.owner, surveyed.source)  # the core of a missing patch is filled by another rule
+    trained = surveyed.trained[surveyed.owner]  # the core of a missing patch is filled by another rule
     offers = np.flatnonzero(~mine & trained)
     thinner = own[surveyed.owner[offers], surveyed.cell[offers]] < thin * surveyed.covered[offers]
     offers = offers[thinner]
