@@ -7,6 +7,8 @@ Every pixel of every view belongs to the patch in whose core its ray meets the g
 height, so the scene must be flat). Along borders, within half a buffer of one, the merged splat's error is held
 against that of the owner's own, unclipped splat: what is lost there is lost by joining. Hold-out and training views
 are counted apart; of the latter an owner has trained on some, which favours it.
+Of each hold-out view across a border also the seam cost, as `splatpipe eval` has it but over the ground alone that at
+least two training cameras look at: what nobody has seen is anybody's guess.
 """
 
 from __future__ import annotations
@@ -57,8 +59,12 @@ def _db(error: float) -> float:
     return round(float(-10 * np.log10(max(error, 1e-10))), 3)
 
 
+STRADDLES = 0.1  # share of a view's ground that must lie in a second core
+KNOWN = 2  # training cameras that look at a place
+
+
 def grounds(plan: Plan, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Any:
-    """Per pixel the index of the owner, and whether the ray meets the ground within half a buffer of a border."""
+    """Per pixel the owner, whether the ray meets the ground within half a buffer of a border, and where it does."""
     frame, patches = plan.split.frame, [planned.patch for planned in plan.patches]
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     rays = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3) @ np.linalg.inv(K).T @ viewmat[:3, :3]
@@ -72,7 +78,27 @@ def grounds(plan: Plan, viewmat: NDArray[np.float64], K: NDArray[np.float64], wi
         edges = [(axis, edge[axis]) for edge in (patch.core.lower, patch.core.upper) for axis in (0, 1)]
         for axis, edge in edges:
             near |= inside & (np.abs(ground[:, axis] - edge) < half)
-    return owner, near & (away > 0)
+    return owner, near & (away > 0), ground @ frame.rotation
+
+
+def looking(views: Views, cameras: NDArray[np.integer], ground: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) how many of the cameras have a place of the ground (N, 3) in their picture."""
+    count = np.zeros(len(ground), np.int64)
+    for i in cameras:
+        seen = ground @ views.viewmats[i, :3, :3].T + views.viewmats[i, :3, 3]
+        pixels = seen @ views.Ks[i].T
+        inside = (pixels[:, :2] >= 0).all(axis=1) & (pixels[:, :2] < pixels[:, 2:] * views.sizes[i]).all(axis=1)
+        count += inside & (seen[:, 2] > 0)
+    return count
+
+
+def seam_cost(errors: list[NDArray[np.float64]], owner: NDArray[np.int64], known: NDArray[np.bool_]) -> float | None:
+    """Best single patch minus merged (the first of `errors`) over the known pixels, in dB; None across no border."""
+    shares = np.bincount(owner, minlength=len(errors) - 1) / len(owner)
+    among = np.flatnonzero(shares >= STRADDLES)
+    if len(among) < 2 or not known.any():
+        return None
+    return max(_db(errors[1 + k][known].mean()) for k in among) - _db(errors[0][known].mean())
 
 
 def compare(plan: Plan, parts: dict[str, Path], merged: Path, max_width: int) -> dict[str, Any]:
@@ -81,17 +107,22 @@ def compare(plan: Plan, parts: dict[str, Path], merged: Path, max_width: int) ->
     paths = tuple(scene.image_dir / name for name in scene.names)
     views = Views(scene.names, paths, scene.viewmats, scene.Ks, scene.sizes).resized(1.0, max_width)
     renderers = [Renderer(read_splats(parts[planned.id])) for planned in plan.patches]
-    whole, sums = Renderer(read_splats(merged)), {}
+    whole, sums, costs = Renderer(read_splats(merged)), {}, {}
+    trained = np.setdiff1d(np.arange(scene.n_cameras), plan.split.holdout)
     for i, (width, height) in enumerate(views.sizes.tolist()):
         photograph = load_image(views.paths[i], width, height)
         shape = (views.viewmats[i], views.Ks[i], width, height)
         errors = [((one.render(*shape) - photograph) ** 2).mean(axis=2).ravel() for one in (whole, *renderers)]
-        owner, near = grounds(plan, *shape)
+        owner, near, ground = grounds(plan, *shape)
         alone = np.stack(errors[1:])[owner, np.arange(len(owner))]
         kind = "hold-out" if i in plan.split.holdout else "training"
+        if kind == "hold-out":
+            known = looking(views, trained, ground) >= KNOWN
+            costs[views.names[i]] = {"known": float(known.mean()), "seam_cost_db": seam_cost(errors, owner, known)}
         for place, mask in (("border", near), ("elsewhere", ~near)):
             sums[kind, place] = sums.get((kind, place), Pixels()).plus(errors[0][mask], alone[mask])
-    return {f"{kind}, {place}": pixels.to_json() for (kind, place), pixels in sorted(sums.items())}
+    table = {f"{kind}, {place}": pixels.to_json() for (kind, place), pixels in sorted(sums.items())}
+    return {"places": table, "views": costs}
 
 
 def main() -> None:
@@ -120,9 +151,11 @@ def main() -> None:
         table = compare(plan, parts, splat, options.config.training.max_width)
         table["gaussians"], table["holes"] = report.gaussians, int(report.coverage.holes.sum())
     print(f"{args.run.name}: {len(parts)} patches, {table['gaussians']} Gaussians, {table['holes']} holes")
-    for name, row in table.items():
-        if isinstance(row, dict):
-            print(f"{name:22} merged {row['merged_db']:.2f} dB, owner alone {row['owner_alone_db']:.2f} dB")
+    for name, row in table["places"].items():
+        print(f"{name:22} merged {row['merged_db']:.2f} dB, owner alone {row['owner_alone_db']:.2f} dB")
+    for name, view in table["views"].items():
+        if view["seam_cost_db"] is not None:
+            print(f"{name:22} seam cost {view['seam_cost_db']:+.2f} dB over known ground, {view['known']:.0%} of it")
     if args.json:
         write_json(args.json, json.loads(json.dumps(table)))
 
