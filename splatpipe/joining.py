@@ -15,7 +15,7 @@ import numpy as np
 from splatpipe import __version__
 from splatpipe.config import Config
 from splatpipe.console import say
-from splatpipe.errors import ConfigError, Interrupted, RunFolderError, SceneError
+from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SceneError
 from splatpipe.files import write_json
 from splatpipe.judging import Judge, summary, views_of
 from splatpipe.layout import RunLayout
@@ -72,7 +72,7 @@ def join(
     splats = trained_parts(plan, ledger)
     if not splats:
         raise RunFolderError(f"{layout.root}: no patch is trained, so there is nothing to merge")
-    fits, colors = _compare(plan, splats, device, config.training.threads, check)
+    fits, colors = _compare(plan, splats, config, device, check)
     patches = [planned.patch for planned in plan.patches]
     report = _merge(plan, splats, patches, layout.merged_splat, config, fits, check)
     ledger.clear_merged()  # what it says is of another file now
@@ -119,7 +119,7 @@ def join_only(
     check = partial(_check, should_stop, f"stopped while patches were merged into {layout.merged_part(sorted(only))}")
     fits: dict[str, ColorFit] = {}
     if config.merge.match_colors:
-        fits, _ = _compare(plan, trained_parts(plan, ledger), device, config.training.threads, check)
+        fits, _ = _compare(plan, trained_parts(plan, ledger), config, device, check)
     report = _merge(plan, splats, chosen, layout.merged_part(sorted(only)), config, fits, check)
     _tell_offset(plan, layout)
     return report
@@ -202,16 +202,25 @@ def _counted(what: str, renders: int, check: Callable[[], None]) -> Iterator[Cal
 
 
 def _compare(
-    plan: Plan, splats: dict[str, Path], device: str, threads: int, check: Callable[[], None]
+    plan: Plan, splats: dict[str, Path], config: Config, device: str, check: Callable[[], None]
 ) -> tuple[dict[str, ColorFit], tuple[ColorDifference, ...]]:
-    """How neighbours render what they share, and the fits that even it out."""
+    """The fits that even out how neighbours render what they share, and how they differ.
+
+    Where there is no memory to look, a merge that does not need the fits goes on without.
+    """
     from splatpipe.merge.exposure import compare, looks, renders
 
-    scene = plan.scene
+    scene, threads = plan.scene, config.training.threads
     patches = [planned.patch for planned in plan.patches if planned.id in splats]
     chosen = looks(patches, visibility(scene), len(scene.points))
-    with _counted("views of two patches", renders(chosen), check) as tick:
-        return fit_colors(compare(chosen, splats, views_of(plan), scene.points, device, threads, tick))
+    try:
+        with _counted("views of two patches", renders(chosen), check) as tick:
+            return fit_colors(compare(chosen, splats, views_of(plan), scene.points, device, threads, tick))
+    except (EnvironmentProblem, MemoryError) as error:
+        if config.merge.match_colors:
+            raise
+        say(f"warning: exposure of patches is not compared: {str(error) or 'there is not enough memory'}")
+        return {}, ()
 
 
 def _merge(

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from doubles.trainer_double import TrainerDouble
 from scenes import scaled, synthetic_scene, write_scene
 
 from splatpipe import pipeline
-from splatpipe.errors import ConfigError, Interrupted, RunFolderError
+from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError
 from splatpipe.merge.colors import ColorFit
+from splatpipe.splatting import raster
 from splatpipe.splatting.ply import from_rows, read_header, read_splats, to_rows, write_splats
 
 FAST = [
@@ -196,6 +198,24 @@ def test_patches_that_differ_in_exposure_are_named_and_evened_out_when_asked(
     assert pipeline.merge(even) == 0
     assert "looks like exposure" not in capsys.readouterr().err
     assert pipeline.status(tmp_path)["merged"]["psnr"] > merged["psnr"] + 0.3
+
+
+def test_without_memory_to_compare_exposure_patches_are_merged_unless_it_was_asked_for(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ["patching.max_cameras=12", "merge.finish=0", "patching.holdout_every=0"]
+    assert run(options(scene, tmp_path, *whole), TrainerDouble()) == 0
+
+    def full(*args: Any, **more: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(raster, "rasterization", full)
+    capsys.readouterr()
+    assert pipeline.merge(pipeline.RunOptions.of_run(tmp_path, None)) == 0
+    assert "exposure of patches is not compared: cpu: not enough GPU memory to render" in capsys.readouterr().err
+    with pytest.raises(EnvironmentProblem, match="not enough GPU memory"):
+        pipeline.merge(pipeline.RunOptions.of_run(tmp_path, None, overrides=["merge.match_colors=true"]))
+    assert pipeline.status(tmp_path)["merged"]["gaussians"] > 0, "the earlier one is still there"
 
 
 def test_the_p7_story_dies_at_the_first_rungs_and_trains_at_the_third(scene: Path, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from splatpipe.errors import EnvironmentProblem
 from splatpipe.merge.rows import Rows, widest
 from splatpipe.scene.arrays import Similarity
 from splatpipe.splatting import raster
@@ -103,11 +105,12 @@ class Renderer:
         self.similarity = similarity or normalising(splats.means)
         self._device = torch.device(device)
         local = to_training(splats, self.similarity)
-        self._means, self._quats, self._sh0, self._shN = (
-            torch.from_numpy(array).to(self._device) for array in (local.means, local.quats, local.sh0, local.shN)
-        )
-        self._scales = torch.from_numpy(local.scales).to(self._device).exp()
-        self._opacities = torch.from_numpy(local.opacities).to(self._device).sigmoid()
+        with _enough(device, len(splats.means)):
+            self._means, self._quats, self._sh0, self._shN = (
+                torch.from_numpy(array).to(self._device) for array in (local.means, local.quats, local.sh0, local.shN)
+            )
+            self._scales = torch.from_numpy(local.scales).to(self._device).exp()
+            self._opacities = torch.from_numpy(local.opacities).to(self._device).sigmoid()
 
     def render(self, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Picture:
         """(height, width, 3) float32 in [0, 1] on black; `viewmat` (4, 4) world to camera, `K` (3, 3) in pixels."""
@@ -117,21 +120,34 @@ class Renderer:
     def render_rgba(self, viewmat: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int) -> Picture:
         """The same, and as a fourth channel the share of the light that the Gaussians hold back."""
         viewmats = self.similarity.apply_viewmats(viewmat[None])
-        images, alphas, _ = raster.rasterization(
-            self._means,
-            self._quats,
-            self._scales,
-            self._opacities,
-            (self._sh0, self._shN),
-            torch.from_numpy(viewmats).to(self._device, torch.float32),
-            torch.from_numpy(np.asarray(K, np.float64)[None]).to(self._device, torch.float32),
-            width,
-            height,
-            sh_degree=self.sh_degree,
-            eps2d=raster.BLUR if self._antialiased is None else self._antialiased,
-            rasterize_mode="classic" if self._antialiased is None else "antialiased",
-        )
-        return torch.cat([images[0], alphas[0]], -1).clamp(0, 1).cpu().numpy()
+        with _enough(str(self._device), len(self._means)):
+            images, alphas, _ = raster.rasterization(
+                self._means,
+                self._quats,
+                self._scales,
+                self._opacities,
+                (self._sh0, self._shN),
+                torch.from_numpy(viewmats).to(self._device, torch.float32),
+                torch.from_numpy(np.asarray(K, np.float64)[None]).to(self._device, torch.float32),
+                width,
+                height,
+                sh_degree=self.sh_degree,
+                eps2d=raster.BLUR if self._antialiased is None else self._antialiased,
+                rasterize_mode="classic" if self._antialiased is None else "antialiased",
+            )
+            return torch.cat([images[0], alphas[0]], -1).clamp(0, 1).cpu().numpy()
+
+
+@contextlib.contextmanager
+def _enough(device: str, count: int) -> Iterator[None]:
+    """Turns too little GPU memory, which others may use too, into a sentence."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise EnvironmentProblem(
+            f"{device}: not enough GPU memory to render {count} Gaussians; wait until others have left it, or set "
+            "training.device=cpu"
+        ) from error
 
 
 def normalising(means: NDArray[np.float32]) -> Similarity:
