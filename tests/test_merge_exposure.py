@@ -161,6 +161,16 @@ def test_patches_too_large_to_hold_give_the_same_fits(tmp_path: Path, scene: Sce
         np.testing.assert_allclose(part[name].offset, whole[name].offset, atol=0.005)
 
 
+def test_gaussians_that_are_not_finite_do_not_hide_the_others(tmp_path: Path, scene: Scene) -> None:
+    splats = strips()
+    splats["p001"] = from_rows(DARK.apply(to_rows(splats["p001"])))
+    splats["p001"].means[:3], splats["p001"].scales[3:6], splats["p001"].sh0[6:9] = np.nan, np.nan, np.inf
+    splats["p002"].means[:2] = np.inf
+    fits, differences = fitted(scene, row(scene), written(tmp_path, splats))
+    assert all(one.places > 50 for one in differences)
+    np.testing.assert_allclose(fits["p001"].gain * DARK.gain / fits["p000"].gain, 1, atol=0.03)
+
+
 def test_every_render_is_counted(tmp_path: Path, scene: Scene) -> None:
     paths, ticks = written(tmp_path, strips()), []
     views = Views(scene.names, (Path(),) * len(scene.names), scene.viewmats, scene.Ks, scene.sizes)

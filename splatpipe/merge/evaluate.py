@@ -151,7 +151,11 @@ def _enough(device: str, count: int) -> Iterator[None]:
 
 
 def normalising(means: NDArray[np.float32]) -> Similarity:
-    """From scene coordinates to a frame in which the 1 to 99 percentile box of `means` (N, 3) has extent 10 at 0."""
+    """From scene coordinates to a frame in which the 1 to 99 percentile box of `means` (N, 3) has extent 10 at 0.
+
+    Means that are not finite, which no merged splat has but a patch's may, do not count.
+    """
+    means = means[np.isfinite(means).all(axis=1)]
     if not len(means):
         return Similarity(1.0, (0.0, 0.0, 0.0))
     low, high = np.percentile(means.astype(np.float64), [1, 99], axis=0)

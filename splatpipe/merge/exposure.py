@@ -85,13 +85,17 @@ def compare(
     spots = [_blocks(points[look.points], small, look.camera) for look in chosen]
     colors: list[dict[str, NDArray[np.float64]]] = [{} for _ in chosen]
     for patch in ids:
-        wanted = sorted({look.camera for look in chosen if patch in look.patches})
+        mine: dict[int, list[int]] = {}
+        for number, look in enumerate(chosen):
+            if patch in look.patches:
+                mine.setdefault(look.camera, []).append(number)
+        if not mine:
+            continue
         draw = renderer_of(splats[patch], device, held_at_once)
-        for camera in wanted:
+        for camera, numbers in mine.items():
             means = _block_means(draw(*_camera(small, camera)))
-            for spot, look, found in zip(spots, chosen, colors, strict=True):
-                if look.camera == camera and patch in look.patches:
-                    found[patch] = means[spot[:, 1], spot[:, 0]]
+            for number in numbers:
+                colors[number][patch] = means[spots[number][:, 1], spots[number][:, 0]]
             tick()
     return _places(ids, chosen, colors)
 
