@@ -208,11 +208,12 @@ def _compare(
 
     Where there is no memory to look, a merge that does not need the fits goes on without.
     """
-    from splatpipe.merge.exposure import compare, looks, renders
+    from splatpipe.merge.exposure import GLANCE, VIEWS, compare, looks, renders
 
     scene, threads = plan.scene, config.training.threads
     patches = [planned.patch for planned in plan.patches if planned.id in splats]
-    chosen = looks(patches, visibility(scene), len(scene.points))
+    views = VIEWS if config.merge.match_colors else GLANCE
+    chosen = looks(patches, visibility(scene), len(scene.points), views)
     try:
         with _counted("views of two patches", renders(chosen), check) as tick:
             return fit_colors(compare(chosen, splats, views_of(plan), scene.points, device, threads, tick))

@@ -23,6 +23,7 @@ from splatpipe.splatting import raster
 from splatpipe.splatting.views import Views
 
 VIEWS = 6  # for each two neighbours: the training views of both that see most of what they share
+GLANCE = 2  # as many tell whether there is a difference
 WIDTH = 400  # pixels of a render that is compared, at most
 BLOCK = 5  # pixels along an edge of a place: small shifts of detail are no difference in exposure
 OPAQUE = 0.7  # share of the light that both must hold back there; with less the background shows through
@@ -37,24 +38,27 @@ class Look:
     points: NDArray[np.int64]  # of the scene, that the camera observed and both patches hold
 
 
-def looks(patches: Sequence[Patch], seen: Visibility, n_points: int) -> list[Look]:
-    """Where neighbours can be compared; `seen` is what each camera observes of the scene's `n_points`."""
+def looks(patches: Sequence[Patch], seen: Visibility, n_points: int, views: int = VIEWS) -> list[Look]:
+    """Where neighbours can be compared, in up to `views` of each two.
+
+    `seen` is what each camera observes of the scene's `n_points`.
+    """
     ordered, found = sorted(patches, key=lambda patch: patch.id), []
     for i, one in enumerate(ordered):
         for other in ordered[i + 1 :]:
             if touching(one.buffered, other.buffered):
-                found += _looks(one, other, seen, n_points)
+                found += _looks(one, other, seen, n_points, views)
     return found
 
 
-def _looks(one: Patch, other: Patch, seen: Visibility, n_points: int) -> list[Look]:
+def _looks(one: Patch, other: Patch, seen: Visibility, n_points: int, views: int) -> list[Look]:
     near, shared = one.points_with(Role.CORE, Role.BUFFER), np.zeros(n_points, np.bool_)
     shared[np.intersect1d(near, other.points_with(Role.CORE, Role.BUFFER), assume_unique=True)] = True
     cameras = np.intersect1d(one.camera_index, other.camera_index, assume_unique=True)
     theirs = seen.of(cameras)
     camera = np.repeat(np.arange(len(cameras)), theirs.counts())
     count = np.bincount(camera, shared[theirs.points], len(cameras))
-    best = [k for k in np.argsort(-count, kind="stable")[:VIEWS] if count[k]]
+    best = [k for k in np.argsort(-count, kind="stable")[:views] if count[k]]
     points = {k: theirs.points[theirs.offsets[k] : theirs.offsets[k + 1]].astype(np.int64) for k in best}
     return [Look((one.id, other.id), int(cameras[k]), points[k][shared[points[k]]]) for k in best]
 
