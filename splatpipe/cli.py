@@ -95,10 +95,6 @@ RunOrAddress = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. training.iterations=2000.")
 ]
-AfterTraining = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings of merge and evaluation, e.g. merge.match_colors=true."),
-]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", parser=_folder, help="Run folder; default SCENE/splatpipe/default.")
 ]
@@ -216,7 +212,10 @@ def train(run_folder: Run, retrain: Retrain = None, executor: ExecutorKind = Non
 @app.command()
 def merge(
     run_folder: Run,
-    overrides: AfterTraining = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of merge and evaluation, e.g. merge.match_colors=true."),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Just these patches, into a file of their own: p001,p002.")
     ] = None,
@@ -233,14 +232,21 @@ def merge(
 
 
 @app.command("eval")
-def evaluate(run_folder: Run, overrides: AfterTraining = None, as_json: Json = False) -> None:
+def evaluate(
+    run_folder: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. evaluation.lpips_weights=FOLDER."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Hold-out quality of merged splat, patches and views. With what borders between patches cost."""
     from splatpipe import pipeline
-    from splatpipe.options import RunOptions
+    from splatpipe.options import JUDGING, RunOptions
     from splatpipe.tables import evaluation_table
 
     with _stopping(training=False):
-        options = RunOptions.of_run(run_folder, None, overrides=overrides or [])
+        options = RunOptions.of_run(run_folder, None, overrides=overrides or [], sections=JUDGING)
         _print(pipeline.judge(options, _stop), evaluation_table, as_json)
 
 

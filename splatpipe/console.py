@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def say(text: str) -> None:
-    """A line for whoever watches, at once."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for whoever watches, at once. May be called by signal handlers."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except RuntimeError:  # the signal came while another line waits for its reader
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))

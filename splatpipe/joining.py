@@ -20,6 +20,7 @@ from splatpipe.files import write_json
 from splatpipe.judging import Judge, summary, views_of
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
+from splatpipe.machine import memory_limit
 from splatpipe.merge.clean import Cleaning
 from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
 from splatpipe.merge.join import Borders, MergePart, MergeReport, merge_splats
@@ -307,10 +308,9 @@ def _finish(
 
 def _at_once(views: Views, device: str, most: int) -> int:
     """How many Gaussians of a splat that is too large for memory are trained at once."""
-    import psutil
     import torch
 
-    there = torch.cuda.mem_get_info(device)[1] if device != "cpu" else psutil.virtual_memory().total
+    there = torch.cuda.mem_get_info(device)[1] if device != "cpu" else memory_limit()
     return min(most, gaussians_within(there, int(views.sizes.prod(axis=1).max())))
 
 

@@ -16,7 +16,7 @@ def wrong_files(export: ExportSettings, evaluation: EvaluationSettings, scene: P
     if export.georeference is not None:
         yield from _problem(("export", "georeference"), origins, lambda: _georeference(export.georeference, scene))
     if evaluation.lpips_weights:
-        yield from _problem(("evaluation", "lpips_weights"), origins, lambda: _lpips(evaluation.lpips_weights or ""))
+        yield from _problem(("evaluation", "lpips_weights"), origins, lambda: check_lpips(evaluation.lpips_weights))
 
 
 def _problem(keys: Keys, origins: Origins, check: Callable[[], None]) -> Iterator[str]:
@@ -33,7 +33,9 @@ def _georeference(setting: str | None, scene: Path) -> None:
     find_georeference(setting, scene)
 
 
-def _lpips(folder: str) -> None:
+def check_lpips(folder: str | None) -> None:
+    """Raises `ConfigError` for a folder of LPIPS weights that is none; None is no folder."""
     from splatpipe.splatting.lpips import Lpips
 
-    Lpips(Path(folder).expanduser())
+    if folder:
+        Lpips(Path(folder).expanduser())

@@ -16,7 +16,7 @@ from splatpipe.storage.address import parse_address
 from splatpipe.storage.settings import StorageSettings
 
 SOURCE = Path(__file__).resolve().parents[1]  # lfs_configs/ of a source checkout
-AFTER_TRAINING = ("merge", "evaluation")  # sections of settings that a finished run may change
+MERGING, JUDGING = ("merge", "evaluation"), ("evaluation",)  # sections of settings that a finished run may change
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,22 @@ class RunOptions:
 
     @classmethod
     def of_run(
-        cls, run_folder: Path, retrain: str | None, executor: str | None = None, overrides: Sequence[str] = ()
+        cls,
+        run_folder: Path,
+        retrain: str | None,
+        executor: str | None = None,
+        overrides: Sequence[str] = (),
+        sections: Sequence[str] = MERGING,
     ) -> RunOptions:
         """From a run folder, to be trained by another kind of `executor` if one is given.
 
-        `overrides` may change what comes after training, from now on. Raises `RunFolderError`, `ConfigError`.
+        `overrides` may change settings of `sections`, from now on. Raises `RunFolderError`, `ConfigError`.
         """
         for override in overrides:
-            if override.split("=")[0].split(".")[0].strip() not in AFTER_TRAINING:
-                raise ConfigError(f"{override!r}: of a run's settings, only those of merge and evaluation change here")
+            if override.split("=")[0].split(".")[0].strip() not in sections:
+                raise ConfigError(
+                    f"{override!r}: of a run's settings, only those of {' and '.join(sections)} change here"
+                )
         layout = RunLayout(run_folder.expanduser().resolve())
         run = read_run(layout)
         if executor:

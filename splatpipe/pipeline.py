@@ -28,6 +28,7 @@ from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
 from splatpipe.merge.workplace import Workplace
+from splatpipe.namedfiles import check_lpips
 from splatpipe.options import RunOptions, patch_ids
 from splatpipe.planning import Plan, PlannedPatch, check_plan, make_plan, write_datasets, write_map
 from splatpipe.policy.costs import seconds_left
@@ -101,6 +102,7 @@ def merge(options: RunOptions, only: str | None = None, stop: threading.Event | 
 
     Raises `Interrupted` soon after `stop` was set.
     """
+    check_lpips(options.config.evaluation.lpips_weights)  # before it is recorded, and before anything takes long
     device, should_stop = evaluation_device(options.config, say), (stop or threading.Event()).is_set
     with _prepared(options, stop=stop) as (plan, ledger):
         if only is not None:
@@ -123,6 +125,7 @@ def judge(options: RunOptions, stop: threading.Event | None = None) -> dict[str,
 
     Raises `Interrupted` soon after `stop` was set.
     """
+    check_lpips(options.config.evaluation.lpips_weights)
     device = evaluation_device(options.config, say)
     with _prepared(options, stop=stop) as (plan, ledger):
         return evaluate(plan, options.layout, ledger, options.config, device, (stop or threading.Event()).is_set)

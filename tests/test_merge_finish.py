@@ -16,6 +16,7 @@ from PIL import Image
 from scenes import look_at
 from test_merge import IDENTITY, INF, slab, splats_at
 
+from splatpipe import joining
 from splatpipe.merge.borders import Borders, lend, taken_back
 from splatpipe.merge.evaluate import Renderer, evaluate_splat, in_view
 from splatpipe.merge.finish import Finish, at_borders, finish
@@ -145,6 +146,15 @@ def test_what_does_not_fit_in_memory_is_trained_part_by_part(tmp_path: Path, vie
     free, new = at_borders(old, PATCHES, IDENTITY), to_rows(read_splats(path))
     np.testing.assert_array_equal(new[~free], old[~free])
     assert not (path.parent / "work").exists()
+
+
+def test_a_container_with_little_memory_holds_fewer_gaussians_at_once(
+    views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "memory_limit", lambda: 1 << 50)
+    assert joining._at_once(views, "cpu", 8_000_000) == 8_000_000
+    monkeypatch.setattr(joining, "memory_limit", lambda: 3 << 30)
+    assert 0 < joining._at_once(views, "cpu", 8_000_000) < 4_000_000
 
 
 def test_no_neighbourhood_holds_more_than_it_may_and_each_holds_all_it_sees(tmp_path: Path, views: Views) -> None:

@@ -200,6 +200,23 @@ def test_patches_that_differ_in_exposure_are_named_and_evened_out_when_asked(
     assert pipeline.status(tmp_path)["merged"]["psnr"] > merged["psnr"] + 0.3
 
 
+def test_what_a_merge_or_a_judgement_cannot_use_is_refused_before_anything_and_stays_off_the_record(
+    scene: Path, tmp_path: Path
+) -> None:
+    assert run(options(scene, tmp_path, "patching.max_cameras=12", "merge.finish=0"), TrainerDouble()) == 0
+    record, splat = (tmp_path / "run.yml").read_text(), (tmp_path / "merged" / "splat.ply").stat()
+    none = pipeline.RunOptions.of_run(tmp_path, None, overrides=[f"evaluation.lpips_weights={tmp_path}"])
+    for do in (pipeline.merge, pipeline.judge):
+        with pytest.raises(ConfigError, match="has no LPIPS weights"):
+            do(none)
+    done = cli("eval", tmp_path, "merge.finish=8")
+    assert done.returncode == 2
+    assert "'merge.finish=8': of a run's settings, only those of evaluation change here" in done.stderr
+    assert (tmp_path / "run.yml").read_text() == record
+    assert (tmp_path / "merged" / "splat.ply").stat().st_mtime_ns == splat.st_mtime_ns
+    assert pipeline.status(tmp_path)["merged"]["path"]
+
+
 def test_without_memory_to_compare_exposure_patches_are_merged_unless_it_was_asked_for(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

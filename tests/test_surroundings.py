@@ -42,6 +42,30 @@ def test_a_run_whose_reader_has_gone_finishes(repository: Path, scene: Path, tmp
         assert ledger.status()["exit_code"] == 0
 
 
+def test_a_signal_while_a_line_waits_for_its_reader_is_told_of_and_obeyed() -> None:
+    script = """
+        import os, signal, sys
+        from splatpipe import surroundings
+        from splatpipe.console import say
+
+        surroundings.prepare_streams()
+        write, told = os.write, []
+
+        def interrupted(number, data):
+            if not told:
+                told.append(data)
+                signal.raise_signal(signal.SIGTERM)
+            return write(number, data)
+
+        surroundings.os.write = interrupted
+        signal.signal(signal.SIGTERM, lambda number, frame: say("stopping"))
+        say("a line")
+        say("the next")
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, sorted(done.stderr.splitlines())) == (0, ["a line", "stopping", "the next"])
+
+
 def test_a_run_without_standard_streams_in_an_old_locale_finishes(
     repository: Path, scene: Path, tmp_path: Path
 ) -> None:
