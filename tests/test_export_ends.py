@@ -103,6 +103,13 @@ def wait_until(true: object, seconds: float = 120) -> bool:
     return bool(done)
 
 
+def ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.parametrize(
     ("to", "number", "code"),
     [
@@ -122,7 +129,7 @@ def test_an_export_that_is_stopped_takes_its_child_along_and_leaves_earlier_ones
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == code
-    assert wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+    assert wait_until(lambda: ended(child))
     if number != signal.SIGKILL:
         assert said == f"writing {to} (1 of 1)\nstopped\n"
         assert contents(run) == OLD

@@ -22,6 +22,7 @@ from splatpipe import pages, pipeline
 from splatpipe.config import Config
 from splatpipe.errors import RunFolderError
 from splatpipe.layout import RunLayout
+from splatpipe.ledger import Ledger
 from splatpipe.report import live, write
 from splatpipe.report.curves import health_charts, read_attempt
 from splatpipe.report.figures import extent_against_rung, schedule
@@ -107,6 +108,20 @@ def test_a_damaged_event_file_costs_curves_only(layout: RunLayout, tmp_path: Pat
     for events in run.glob("attempts/*/*/events.jsonl"):
         events.write_bytes(b'\xff\xfe{"event": "step", "st')
     assert RunReport(RunLayout(run), Config().to_dict()).write(running=False).is_file()
+
+
+def test_a_run_that_was_merged_before_renders_were_compared_has_its_page(layout: RunLayout, tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run")
+    shutil.copytree(layout.root, run.root, symlinks=True)
+    older = {"patches": ["p001", "p002"], "cells": 40, "difference": 0.0123, "after": 0.01}
+    now = {"patches": ["p002", "p003"], "places": 40, "difference": 0.0345, "after": 0.01}
+    with Ledger(run.ledger) as ledger:
+        merged = ledger.status()["merged"]
+        details = merged["details"] | {"colors": [older, now]}
+        ledger.set_merged(Path(merged["path"]), merged["gaussians"], merged["psnr"], merged["ssim"], details)
+    told = text(RunReport(run, Config().to_dict()).write(running=False).read_text())
+    assert "p002 and p003 3.5 40" in told
+    assert "p001 and p002" not in told
 
 
 def test_the_folder_of_the_report_can_be_moved(page: str, layout: RunLayout, tmp_path: Path) -> None:

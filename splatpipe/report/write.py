@@ -142,7 +142,7 @@ class RunReport:
             **{name: merged[name] for name in ("psnr", "ssim", "gaussians")},
             "views": details.get("views") or [],
             "parts": [one | {"cleaned": sum(one["dropped"].values())} for one in details.get("parts") or []],
-            "colors": sorted(details.get("colors") or [], key=lambda one: -one["difference"]),
+            "colors": _compared(details.get("colors") or []),
             "sentences": [_missing(name, details.get("parts") or []) for name in details.get("holes") or []],
             "coverage_picture": _as_data(picture) if picture.is_file() else None,
             "coverage_text": f"{covered.get('holes', 0)} of {covered.get('cells', 0)} covered cells",
@@ -212,6 +212,11 @@ def _missing(hole: str, parts: list[dict[str, Any]]) -> str:
     fills = [f"{words.number(one['filled'][hole])} of {one['patch_id']}" for one in parts if one["filled"].get(hole)]
     end = f"its ground shows Gaussians of its neighbours only: {', '.join(fills)}" if fills else "its ground is a hole"
     return f"{hole} is missing from the merged splat; {end}."
+
+
+def _compared(colors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest difference first. Runs merged before renders were compared have cells of base colours: no row."""
+    return sorted((one for one in colors if "places" in one), key=lambda one: -one["difference"])
 
 
 def _details(ground: Mapping[str, Any]) -> dict[str, Any]:
