@@ -17,7 +17,7 @@ from scenes import look_at
 from test_merge import IDENTITY, INF, slab, splats_at
 
 from splatpipe import joining
-from splatpipe.merge.borders import Borders, lend, taken_back
+from splatpipe.merge.borders import BorderRecords, lend, taken_back
 from splatpipe.merge.evaluate import Renderer, evaluate_splat, in_view
 from splatpipe.merge.finish import Finish, at_borders, finish
 from splatpipe.merge.neighbourhoods import look_through, looks, neighbourhoods
@@ -25,7 +25,7 @@ from splatpipe.merge.rowfile import RowFile
 from splatpipe.merge.rows import OPACITY, SH0
 from splatpipe.merge.together import Together, Turn
 from splatpipe.splatting.adam import Adam
-from splatpipe.splatting.loop import Stopped
+from splatpipe.splatting.loop import Stopped, Training
 from splatpipe.splatting.ply import (
     Splats,
     antialiased_comment,
@@ -186,6 +186,21 @@ def test_tiles_make_up_the_photographs_they_are_cut_from(tmp_path: Path, views: 
         assert (seen == 1).all()
 
 
+@pytest.mark.parametrize("most", [1000, MOST])
+def test_without_memory_the_splat_stays_as_it_was_merged(
+    tmp_path: Path, views: Views, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise MemoryError
+
+    path = wide_scene(tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr(Training, "run", full)
+    done = finished(path, views, most=most)
+    assert (done.kept, done.sentence) == (False, "borders are not trained together: there is not enough memory")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 class Stopper:
     """Asks to stop when it was asked `after` times."""
 
@@ -248,7 +263,7 @@ def at_once(*given: object, **named: object) -> None:
     [
         ("splatpipe.merge.rowfile.RowFile.put", half_put),
         ("splatpipe.merge.workplace.Workplace._replayed", at_once),
-        ("splatpipe.merge.borders.Borders.chunks", at_once),
+        ("splatpipe.merge.borders.BorderRecords.chunks", at_once),
     ],
     ids=["half of a part is replaced", "a part is kept beside", "all is done but the splat"],
 )
@@ -378,7 +393,7 @@ def test_rows_are_read_and_replaced_where_they_are(
 
 def test_moments_are_those_that_an_optimiser_left(tmp_path: Path) -> None:
     path = wide_scene(tmp_path)
-    borders = Borders(tmp_path / "borders.bin", np.array([4, 7, 9]), 1)
+    borders = BorderRecords(tmp_path / "borders.bin", np.array([4, 7, 9]), 1)
     borders.write(read_header(path), lambda: None)
     rows, width = to_rows(read_splats(path)), borders.row_width
     with borders.open() as file:

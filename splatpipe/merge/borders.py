@@ -25,7 +25,7 @@ KINDS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, eq=False)
-class Borders:
+class BorderRecords:
     """B records of a row in the layout of `ply.columns` and both moments in that of `NAMES`: 720 bytes for SH 3.
 
     `index` (B,): ascending rows of the splat.

@@ -40,6 +40,7 @@ JUDGED = 32  # training views by which it is decided whether the result is kept
 CACHE_BYTES = 2 << 30  # of decoded photographs
 CHUNK = 1 << 18  # rows written at once
 NOT_TRAINED = "borders are not trained together"
+Failures = (TrainingFailure, torch.cuda.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def finish(
     job = last_rates(settings, steps, header.sh_degree, header.antialiased)
     try:
         trained, before, after = _train(rows, free, views, points, job, device, should_stop)
-    except (TrainingFailure, torch.cuda.OutOfMemoryError) as failure:
-        return Finish(False, f"{NOT_TRAINED}: {failure}", steps, len(views), int(free.sum()))
+    except Failures as failure:
+        return Finish(False, f"{NOT_TRAINED}: {why(failure)}", steps, len(views), int(free.sum()))
     facts = steps, len(views), int(free.sum()), round(time.monotonic() - begin, 1), round(before, 3), round(after, 3)
     said = f"borders trained together: {steps} steps over {len(views)} views, {free.sum()} of {len(free)} Gaussians"
     if not after > before:
@@ -122,6 +123,11 @@ def finish(
         for start in range(0, len(rows), CHUNK):
             writer.append(rows[start : start + CHUNK])
     return Finish(True, f"{said}, training views {before:.2f} to {after:.2f} dB", *facts)
+
+
+def why(failure: BaseException) -> str:
+    """What one of `Failures` says; Python's own MemoryError says nothing."""
+    return str(failure) or "there is not enough memory"
 
 
 def at_borders(rows: Rows, patches: Sequence[Territory], frame: Frame) -> NDArray[np.bool_]:

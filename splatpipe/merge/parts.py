@@ -17,20 +17,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from splatpipe.errors import SceneError
 from splatpipe.files import DISK_FULL
-from splatpipe.merge.borders import Borders
+from splatpipe.merge.borders import BorderRecords
 from splatpipe.merge.evaluate import normalising, sampled_means
-from splatpipe.merge.finish import JUDGED, NOT_TRAINED, Finish
+from splatpipe.merge.finish import JUDGED, NOT_TRAINED, Failures, Finish, why
 from splatpipe.merge.neighbourhoods import Neighbourhood, look_through, looks, neighbourhoods
 from splatpipe.merge.ownership import Territory
 from splatpipe.merge.together import Together, Turn, turns_of
 from splatpipe.merge.workplace import Progress, Workplace
 from splatpipe.patches.frame import Frame
-from splatpipe.splatting.loop import Stopped, TrainingFailure
+from splatpipe.splatting.loop import Stopped
 from splatpipe.splatting.ply import PlyHeader, sample_rows, splat_writer
 from splatpipe.splatting.settings import TrainSettings
 from splatpipe.splatting.views import Views
@@ -38,7 +37,6 @@ from splatpipe.splatting.views import Views
 BLIND = 0.1  # share of all pixels that may see too much
 JUDGED_EACH = 8  # training views of a neighbourhood, at least, by which it is decided whether it is kept
 KEY_ROWS = 1 << 14  # of a file, by which it is known again
-Failures = (TrainingFailure, torch.cuda.OutOfMemoryError, MemoryError)
 
 
 class Watcher(Protocol):
@@ -81,15 +79,15 @@ def finish_in_parts(
         return Finish(False, f"{NOT_TRAINED}: no training view sees one")
     similarity = normalising(sampled_means(header))
     moved = replace(found.views, viewmats=similarity.apply_viewmats(found.views.viewmats))
-    borders = Borders(place.borders, np.flatnonzero(contents.border), header.sh_degree)
+    borders = BorderRecords(place.borders, np.flatnonzero(contents.border), header.sh_degree)
     facts = moved, similarity.apply(points), len(patches), settings, visits, device, should_stop
     together = Together(header, contents, borders, similarity, *facts)
     looked_at = {moved.paths[i] for part in parts for i in part.views}
     job = _Job(together, parts, turns_of(parts, visits, settings.seed), place, check, len(looked_at))
     try:
         done = job.run(_key(header, views, settings, [visits, most]), watch)
-    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        done = Finish(False, f"{NOT_TRAINED}: {str(error) or 'there is not enough memory'}")
+    except Failures as error:
+        done = Finish(False, f"{NOT_TRAINED}: {why(error)}")
     except OSError as error:
         place.clear()
         if error.errno not in DISK_FULL:
@@ -158,7 +156,7 @@ class _Job:
         try:
             places, records = self.together.train(turn, self.place.checkpoints(turn.number), report)
         except Failures as error:
-            return self.place.note_failure(state, str(error))
+            return self.place.note_failure(state, why(error))
         finally:
             watcher.finished(turn.name)
         seconds = round(time.monotonic() - begin, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatpipe.merge.borders import Borders, lend, taken_back
+from splatpipe.merge.borders import BorderRecords, lend, taken_back
 from splatpipe.merge.finish import CACHE_BYTES, WARM_UP, last_rates, params_of
 from splatpipe.merge.neighbourhoods import Contents, Neighbourhood
 from splatpipe.merge.rowfile import RowFile
@@ -56,7 +56,7 @@ class Together:
 
     header: PlyHeader
     contents: Contents
-    borders: Borders
+    borders: BorderRecords
     similarity: Similarity
     views: Views
     points: NDArray[np.float64]  # (P, 3) of the scene

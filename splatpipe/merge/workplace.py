@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splatpipe.files import read_json, write_json
-from splatpipe.merge.borders import Borders
+from splatpipe.merge.borders import BorderRecords
 from splatpipe.merge.rows import Rows
 from splatpipe.splatting.ply import PlyHeader
 
@@ -59,7 +59,9 @@ class Workplace:
             return None
         return replace(found, before=None if found.before is None else tuple(found.before))
 
-    def open(self, header: PlyHeader, borders: Borders, key: str, turns: int, check: Callable[[], None]) -> Progress:
+    def open(
+        self, header: PlyHeader, borders: BorderRecords, key: str, turns: int, check: Callable[[], None]
+    ) -> Progress:
         """Go on with what was begun under the same key, else begin with the rows of the file of `header`."""
         found = self.progress()
         size = 4 * borders.width * len(borders.index)
@@ -73,7 +75,7 @@ class Workplace:
         return self._note(replace(progress, before=before))
 
     def note_turn(
-        self, progress: Progress, borders: Borders, places: NDArray[np.int64], records: Rows, done: Progress
+        self, progress: Progress, borders: BorderRecords, places: NDArray[np.int64], records: Rows, done: Progress
     ) -> Progress:
         """Replace the records at ascending `places`, after which `done` holds."""
         self._changes.mkdir(exist_ok=True)
@@ -97,7 +99,7 @@ class Workplace:
         """What the last turn changed; whole where it holds `done.json`."""
         return self.folder / "changes"
 
-    def _replayed(self, progress: Progress, borders: Borders) -> Progress:
+    def _replayed(self, progress: Progress, borders: BorderRecords) -> Progress:
         try:
             done = Progress(**read_json(self._changes / "done.json"))
         except (OSError, ValueError, TypeError):
