@@ -18,7 +18,7 @@ from splatpipe.console import say
 from splatpipe.errors import ConfigError, EnvironmentProblem, Interrupted, RunFolderError, SceneError
 from splatpipe.files import write_json
 from splatpipe.judging import Judge, summary, views_of
-from splatpipe.layout import RunLayout
+from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
 from splatpipe.machine import memory_limit
 from splatpipe.merge.clean import Cleaning
@@ -111,7 +111,7 @@ def join_only(
     known = [planned.id for planned in plan.patches]
     unknown = sorted(only - set(known))
     if unknown:
-        raise ConfigError(f"--only: no patch {', '.join(unknown)}; this run has {known[0]} to {known[-1]}")
+        raise ConfigError(f"--only: no patch {', '.join(unknown)}; this run has {patch_span(known)}")
     splats = trained_parts(plan, ledger, only)
     untrained = sorted(only - set(splats))
     if untrained:

@@ -72,7 +72,10 @@ def start_of(pid: int) -> float:
 
 
 def _refused(layout: RunLayout, error: OSError) -> str:
-    return f"cannot write to the run folder {layout.root}: {error.strerror or error}; choose another with --out"
+    return (
+        f"cannot write to the run folder {layout.root}: {error.strerror or error}; make it a folder that can be "
+        "written, or choose another (run has --out)"
+    )
 
 
 def machine() -> str:
