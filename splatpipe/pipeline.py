@@ -27,6 +27,7 @@ from splatpipe.health.sinks import check_sinks
 from splatpipe.joining import Merged, evaluate, join, join_only
 from splatpipe.layout import RunLayout, patch_span
 from splatpipe.ledger import Ledger
+from splatpipe.merge.colors import exposure_advice
 from splatpipe.merge.workplace import Workplace
 from splatpipe.namedfiles import check_lpips
 from splatpipe.options import RunOptions, patch_ids
@@ -330,10 +331,8 @@ def _merge(
     watch = partial(RunProgress, batch=options.batch, what="parts of the borders")
     merged = join(plan, options.layout, ledger, options.config, device, should_stop, watch)
     _report(merged)
-    if merged.colors and not options.config.merge.match_colors:
-        worst = max(merged.colors, key=lambda one: one.difference)
-        if worst.sentence:
-            say(worst.sentence)
+    if not options.config.merge.match_colors and (advice := exposure_advice(merged.colors)):
+        say(advice)
     if any(plan.scene.offset):
         print(f"its positions are less than the model's by ({shown(plan.scene.offset)}): {options.layout.offset}")
 

@@ -11,7 +11,7 @@ from scenes import look_at, scene_from
 from test_merge import INF, splats_at
 from test_merge_borders import carpet
 
-from splatpipe.merge.colors import ColorDifference, ColorFit, fit_colors
+from splatpipe.merge.colors import ColorDifference, ColorFit, exposure_advice, fit_colors
 from splatpipe.merge.exposure import Look, compare, looks, renders
 from splatpipe.merge.join import MergePart, merge_splats
 from splatpipe.patches.box import Box
@@ -177,6 +177,12 @@ def test_every_render_is_counted(tmp_path: Path, scene: Scene) -> None:
     chosen: list[Look] = looks(row(scene), visibility(scene), len(scene.points))
     compare(chosen, paths, views, scene.points, tick=lambda: ticks.append(1))
     assert len(ticks) == renders(chosen) > 0
+
+
+def test_what_a_fit_removes_is_named_though_others_differ_more() -> None:
+    moved, dark = ColorDifference(("p000", "p001"), 40, 0.2, 0.19), ColorDifference(("p001", "p002"), 40, 0.1, 0.01)
+    assert str(exposure_advice([moved, dark])).startswith("p001 and p002 differ by 10 %")
+    assert exposure_advice([moved]) is None and exposure_advice([]) is None
 
 
 def test_correcting_colours_scales_every_band_and_shifts_only_the_mean() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,12 @@ class ColorDifference:
             f"{self.patches[0]} and {self.patches[1]} differ by {100 * self.difference:.0f} % of full brightness where "
             "both render the same ground, which looks like exposure; merge.match_colors=true evens it out"
         )
+
+
+def exposure_advice(differences: Iterable[ColorDifference]) -> str | None:
+    """The sentence of the neighbours that differ most, of those that a fit brings together."""
+    named = [(one.difference, one.sentence) for one in differences if one.sentence]
+    return max(named)[1] if named else None
 
 
 def fit_colors(places: Places) -> tuple[dict[str, ColorFit], tuple[ColorDifference, ...]]:
