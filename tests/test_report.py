@@ -23,12 +23,13 @@ from splatpipe.config import Config
 from splatpipe.errors import RunFolderError
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
+from splatpipe.patches.region import regions_of
 from splatpipe.report import live, write
 from splatpipe.report.curves import health_charts, read_attempt
 from splatpipe.report.figures import extent_against_rung, schedule
 from splatpipe.report.ground import draw_ground
 from splatpipe.report.placement import Placement
-from splatpipe.report.scenery import read_scenery
+from splatpipe.report.scenery import bounds, read_scenery
 from splatpipe.report.thinning import thinned
 from splatpipe.report.write import RunReport
 from splatpipe.splatting.ply import Splats, write_splats
@@ -148,6 +149,25 @@ def test_the_map_places_points_and_cameras_as_the_cutting_frame_does(layout: Run
             in_x = left - 0.2 <= dot["x"] <= left + drawn["core"]["width"] + 0.2
             in_y = top - 0.2 <= dot["y"] <= top + drawn["core"]["height"] + 0.2
             assert not within or (in_x and in_y)
+
+
+def test_the_map_draws_an_outline_as_it_is_and_puts_the_name_inside_it(layout: RunLayout) -> None:
+    one = read_scenery(layout, 10_000)[0]
+    low, high = bounds([one])
+    shares = np.array([[0.1, 0.1], [0.9, 0.1], [0.9, 0.2], [0.2, 0.2], [0.2, 0.9], [0.1, 0.9]])
+    corners = low[:2] + shares * (high - low)[:2]
+    ell, rest = regions_of([corners], rest=True)
+    shown = [replace(one, core=core, buffered=core.grown(0.1)) for core in (ell, rest)]
+    ground = draw_ground(shown)
+    for core, drawn in zip((ell, rest), ground["patches"], strict=True):
+        scale = 1000 / (high - low)[:2].max()
+        label = np.array([[low[0] + drawn["label"][0] / scale, high[1] - drawn["label"][1] / scale, 0.0]])
+        assert core.contains(label).all()
+    rings = [re.findall(r"([\d.]+) ([\d.]+)", part) for part in ground["patches"][0]["core"]["d"].split("Z")[:-1]]
+    assert [len(ring) for ring in rings] == [6]
+    expected = (corners - [low[0], high[1]]) * [1, -1] * scale
+    places = np.array(rings[0], float)
+    assert np.linalg.norm(places[:, None] - expected, axis=2).min(axis=0).max() < 2
 
 
 def test_names_stand_on_the_map_where_they_fit_and_on_a_crowded_one_nowhere(layout: RunLayout) -> None:

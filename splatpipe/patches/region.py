@@ -130,9 +130,21 @@ def _cross(ring, places, inside):  # type: ignore[no-untyped-def]
 
 def distance_to_ring(ring: Ring, places: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) distance from places (N, 2) to the nearest edge of a polygon."""
-    least = np.full(len(places), np.inf)
-    for a, b in zip(np.roll(ring, 1, axis=0), ring, strict=True):
-        along = (places - a) @ (b - a) / max(float((b - a) @ (b - a)), 1e-300)
-        foot = a + np.clip(along, 0, 1)[:, None] * (b - a)
-        np.minimum(least, np.linalg.norm(places - foot, axis=1), out=least)
+    least = np.empty(len(places))
+    nearest = fast(_nearest, len(places) * len(ring))
+    nearest(np.ascontiguousarray(ring), np.ascontiguousarray(places), least)
     return least
+
+
+def _nearest(ring, places, least):  # type: ignore[no-untyped-def]
+    for i in range(len(places)):
+        x, y = places[i, 0], places[i, 1]
+        best = np.inf
+        for k in range(len(ring)):
+            ax, ay = ring[k - 1, 0], ring[k - 1, 1]
+            dx, dy, px, py = ring[k, 0] - ax, ring[k, 1] - ay, x - ax, y - ay
+            along = min(max((px * dx + py * dy) / max(dx * dx + dy * dy, 1e-300), 0.0), 1.0)
+            px -= along * dx
+            py -= along * dy
+            best = min(best, px * px + py * py)
+        least[i] = np.sqrt(best)

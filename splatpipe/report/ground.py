@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splatpipe.patches.box import Box
+from splatpipe.patches.outline import middle_of, rings_of
 from splatpipe.report.scenery import Cameras, PatchScenery, bounds
 
 LONGER = 1000  # units of the SVG, and pixels of the picture, along the longer side of the ground
@@ -25,14 +26,14 @@ PALE = 0.25  # towards white, so that outlines and labels stand out
 
 
 def draw_ground(patches: Sequence[PatchScenery]) -> dict[str, Any]:
-    """The map: size, the picture as a data address, per patch rectangles, label and cameras, a scale bar.
+    """The map: size, the picture as a data address, per patch outlines, label and cameras, a scale bar.
 
     Right and up are the ground axes of the cutting frame, as in map.png. `letter` is the height of labels, `dot` the
     radius of cameras, in units of the map; a label that does not `fit` into its patch is for the chosen patch only.
     """
     plane = _Plane(*bounds(patches))
     drawn = [_patch(one, plane) for one in patches]
-    room = [min(one["core"]["width"] / (LETTER_WIDTH * len(one["id"])), one["core"]["height"] / 1.3) for one in drawn]
+    room = [min(one["room"][0] / (LETTER_WIDTH * len(one["id"])), one["room"][1] / 1.3) for one in drawn]
     letter = round(min(max(float(np.quantile(room, 0.25)), LETTERS[0]), LETTERS[1]))
     fit = [space >= 0.9 * letter for space in room]
     if 2 * sum(fit) < len(fit):  # a few names on a large map only puzzle
@@ -62,6 +63,13 @@ class _Plane:
         inside = np.clip(positions[:, :2], self.low, self.high)
         return np.stack([inside[:, 0] - self.low[0], self.high[1] - inside[:, 1]], axis=1) * self.scale
 
+    def shape(self, shape: Box) -> dict[str, Any]:
+        """Attributes of a rectangle, or of a path where somebody drew the outline or several boxes make it up."""
+        if type(shape) is Box:
+            return self.rectangle(shape)
+        rings = [self.at(ring).round(1).tolist() for ring in rings_of(shape, self.low, self.high)]
+        return {"d": "".join("M" + "L".join(f"{x:g} {y:g}" for x, y in ring) + "Z" for ring in rings)}
+
     def rectangle(self, box: Box) -> dict[str, float]:
         corners = self.at(np.stack([box.lower, box.upper]))
         (left, bottom), (right, top) = corners.round(1).tolist()
@@ -69,12 +77,20 @@ class _Plane:
 
 
 def _patch(one: PatchScenery, plane: _Plane) -> dict[str, Any]:
-    core = plane.rectangle(one.core)
+    core = plane.shape(one.core)
+    if "d" in core:
+        middle, inside = middle_of(one.core, plane.low, plane.high)
+        label, width = plane.at(middle[None])[0].tolist(), inside * plane.scale * math.sqrt(2)  # of a square round it
+        height = width
+    else:
+        width, height = core["width"], core["height"]
+        label = [core["x"] + width / 2, core["y"] + height / 2]
     return {
         "id": one.id,
         "core": core,
-        "buffered": plane.rectangle(one.buffered),
-        "label": [round(core["x"] + core["width"] / 2, 1), round(core["y"] + core["height"] / 2, 1)],
+        "buffered": plane.shape(one.buffered),
+        "label": [round(place, 1) for place in label],
+        "room": (width, height),
         "training": _dots(one.training, one, plane),
         "holdout": _dots(one.holdout, one, plane),
     }

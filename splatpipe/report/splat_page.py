@@ -17,6 +17,7 @@ from splatpipe.export.transform import SplatTransform, find_transform
 from splatpipe.files import put_file, scratch_folder
 from splatpipe.layout import RunLayout
 from splatpipe.ledger import Ledger
+from splatpipe.patches.outline import middle_of
 from splatpipe.report import words
 from splatpipe.report.placement import Placement, ground_height
 from splatpipe.report.scenery import PatchScenery, bounds, read_scenery
@@ -88,9 +89,8 @@ def _pin(
     one: PatchScenery, row: dict[str, Any] | None, placement: Placement, patches: Sequence[PatchScenery]
 ) -> dict[str, Any]:
     """At the middle of the core's ground: numbers and words of our own only."""
-    low, high = bounds(patches)
     height = ground_height([one] if len(one.points) else patches)
-    middle = (np.clip(one.core.lower, low, high) + np.clip(one.core.upper, low, high)) / 2
+    middle, _ = middle_of(one.core, *bounds(patches))
     at = placement.apply(one.frame.rotation.T @ np.array([middle[0], middle[1], height])).round(4)
     camera = {"position": (at + (0, PIN_HEIGHT, -PIN_BACK)).round(4).tolist(), "target": at.tolist(), "fov": FOV}
     return {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from splatpipe.patches.box import Box
+from splatpipe.patches.outline import middle_of, rings_of
 from splatpipe.report.placement import Placement
 from splatpipe.report.scenery import Cameras, PatchScenery, bounds
 from splatpipe.splatting.ply import Splats
@@ -18,7 +19,6 @@ from splatpipe.splatting.ply import Splats
 AXES = np.eye(3)  # viser's z points up, as the cutting frame's does
 GOLDEN = 0.618034  # turns of hue that keep neighbouring patches apart
 SH_C0 = 0.28209479177387814
-EDGES = [(0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (0, 4), (1, 5), (2, 6), (3, 7)]
 MOST_CAMERAS = 1500  # that a browser moves smoothly
 FRUSTUM = 0.22  # length of a camera, in units of the viewer; the ground is 10 long
 
@@ -67,23 +67,31 @@ class Stage:
         return [self._scene.add_point_cloud(name, positions, one.colors, point_size=0.025, precision="float32")]
 
     def _draw_core(self, one: PatchScenery, color: Color) -> list[Any]:
-        lines = _lines(self._corners(one.core), color)
-        return [self._scene.add_line_segments(f"/cores/{one.id}", *lines, thickness=0.03)]
+        return self._draw_shape(f"/cores/{one.id}", one.core, color, 0.03)
 
     def _draw_name(self, one: PatchScenery, color: Color) -> list[Any]:
-        above = self._corners(one.core)[[1, 3, 5, 7]].mean(axis=0)
+        above = self._placed(middle_of(one.core, *self._bounds)[0][None], self._bounds[1][2])[0]
         return [self._scene.add_label(f"/names/{one.id}", one.id, position=above)]
 
     def _draw_buffer(self, one: PatchScenery, color: Color) -> list[Any]:
         pale = (color[0] // 2 + 120, color[1] // 2 + 120, color[2] // 2 + 120)
-        lines = _lines(self._corners(one.buffered), pale)
-        return [self._scene.add_line_segments(f"/buffers/{one.id}", *lines, thickness=0.015)]
+        return self._draw_shape(f"/buffers/{one.id}", one.buffered, pale, 0.015)
 
-    def _corners(self, box: Box) -> NDArray[np.float64]:
-        """(8, 3) of a box of the cutting frame, clipped to the scene; odd ones are the upper ones."""
-        low, high = self._bounds
-        sides = np.stack([np.clip(box.lower, low, high), np.clip(box.upper, low, high)])
-        corners = np.array([[sides[i, 0], sides[j, 1], sides[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    def _draw_shape(self, name: str, shape: Box, color: Color, thickness: float) -> list[Any]:
+        """The edges of its walls, from the scene's lower bound to the upper one."""
+        lines = []
+        for ring in rings_of(shape, *self._bounds):
+            below, above = (self._placed(ring, bound[2]) for bound in self._bounds)
+            pairs = ((below, np.roll(below, 1, axis=0)), (above, np.roll(above, 1, axis=0)), (below, above))
+            lines += [np.stack(pair, axis=1) for pair in pairs]
+        if not lines:
+            return []
+        segments = np.concatenate(lines).astype(np.float32)
+        return [self._scene.add_line_segments(name, segments, color, thickness=thickness)]
+
+    def _placed(self, places: NDArray[np.float64], height: float) -> NDArray[np.float64]:
+        """(K, 3) in the viewer of ground places (K, 2) of the cutting frame at a height."""
+        corners = np.column_stack([places, np.full(len(places), height)])
         return self.placement.apply(corners @ self._patches[0].frame.rotation)
 
     def _draw_cameras(self, one: PatchScenery, color: Color) -> list[Any]:
@@ -123,7 +131,3 @@ def patch_color(i: int) -> Color:
     """RGB of patch number `i`, as in map.png."""
     r, g, b = colorsys.hsv_to_rgb((0.58 + i * GOLDEN) % 1, 0.72, 0.78)
     return round(255 * r), round(255 * g), round(255 * b)
-
-
-def _lines(corners: NDArray[np.float64], color: Color) -> tuple[NDArray[np.float32], Color]:
-    return np.array([[corners[a], corners[b]] for a, b in EDGES], np.float32), color

@@ -20,7 +20,7 @@
     };
     const { buffered, training, holdout } = details[id] || { training: [], holdout: [] };
     const dots = (list, kind, more) => list.map(([cx, cy, name]) => shape("circle", { class: kind, cx, cy, r: map.dataset.dot }, name + more));
-    group.replaceChildren(...(buffered ? [shape("rect", { class: "buffered", ...buffered })] : []),
+    group.replaceChildren(...(buffered ? [shape("d" in buffered ? "path" : "rect", { class: "buffered", ...buffered })] : []),
       ...dots(training, "camera", ""), ...dots(holdout, "holdout", " (hold-out)"));
   }
 
