@@ -4,7 +4,7 @@ python benchmarks/finishing.py --patches 10,40 --gaussians 250000 --at-once 5000
 
 Patches lie in a row, as in merge.py; what is generated is their merged splat, one Gaussian in a hundred wider than the
 buffers. A camera above each border sees the last tenth of both patches; photographs are noise, because only memory and
-time are measured. Each size is trained in a process of its own, at the default 8 M Gaussians or at `--at-once`.
+time are measured. Each size is trained in a process of its own.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from splatpipe.merge.parts import Watch
     from splatpipe.splatting.views import Views
 
+HELD_ANYWAY = 1_000_000  # Gaussians, about 1.2 GB: what memory is thought to allow is an estimate
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -293,8 +295,7 @@ def _finish(
             device=device,
             threads=training.threads,
             should_stop=should_stop,
-            most=limits.HELD_AT_ONCE,
-            at_once=_at_once(views, device, limits.HELD_AT_ONCE),
+            most=_at_once(views, device, limits.HELD_AT_ONCE),
             watch=watch,
         )
     except SceneError as error:
@@ -307,11 +308,11 @@ def _finish(
 
 
 def _at_once(views: Views, device: str, most: int) -> int:
-    """How many Gaussians of a splat that is too large for memory are trained at once."""
+    """How many Gaussians are trained at once: up to `most`, as many as there is memory for."""
     import torch
 
     there = torch.cuda.mem_get_info(device)[1] if device != "cpu" else memory_limit()
-    return min(most, gaussians_within(there, int(views.sizes.prod(axis=1).max())))
+    return min(most, max(gaussians_within(there, int(views.sizes.prod(axis=1).max())), HELD_ANYWAY))
 
 
 def _evaluate(

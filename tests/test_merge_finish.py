@@ -154,7 +154,10 @@ def test_a_container_with_little_memory_holds_fewer_gaussians_at_once(
     monkeypatch.setattr(joining, "memory_limit", lambda: 1 << 50)
     assert joining._at_once(views, "cpu", 8_000_000) == 8_000_000
     monkeypatch.setattr(joining, "memory_limit", lambda: 3 << 30)
-    assert 0 < joining._at_once(views, "cpu", 8_000_000) < 4_000_000
+    assert joining.HELD_ANYWAY < joining._at_once(views, "cpu", 8_000_000) < 4_000_000
+    monkeypatch.setattr(joining, "memory_limit", lambda: 1 << 20)
+    assert joining._at_once(views, "cpu", 8_000_000) == joining.HELD_ANYWAY
+    assert joining._at_once(views, "cpu", 400) == 400
 
 
 def test_no_neighbourhood_holds_more_than_it_may_and_each_holds_all_it_sees(tmp_path: Path, views: Views) -> None:

@@ -76,16 +76,15 @@ def finish(
     threads: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
     most: int = HELD_AT_ONCE,
-    at_once: int | None = None,
     watch: Watch | None = None,
 ) -> Finish:
     """Train the border Gaussians of the merged file `splat` until each of `views` was seen `visits` times.
 
     `views`: training views at training size; `points` (P, 3) of the scene, and the trained `patches`, cut in `frame`.
     Everything else keeps its bytes. The file is replaced only if the render of training views came closer to the
-    photographs. All Gaussians of a file of up to `most` are held in memory; a larger one is trained in parts of
-    `at_once` (None: `most`), with `work`, a folder on the disk of `splat`, from which a call with the same arguments
-    goes on after a stop, and `watch`, which is given the steps of each part and then told how it goes on.
+    photographs. All Gaussians of a file of up to `most` are held in memory; a larger one is trained in parts of so
+    many, with `work`, a folder on the disk of `splat`, from which a call with the same arguments goes on after a stop,
+    and `watch`, which is given the steps of each part and then told how it goes on.
     Raises SceneError for a photograph that cannot be read, `loop.Stopped` when `should_stop` says so.
     """
     header = read_header(splat)
@@ -98,8 +97,8 @@ def finish(
         if threads and device == "cpu":
             raster.set_threads(threads)
         common = views, points, patches, frame, settings
-        bounds: dict[str, Any] = {"work": work, "most": at_once or most, "device": device}
-        return finish_in_parts(header, *common, visits=visits, should_stop=should_stop, watch=watch, **bounds)
+        where: dict[str, Any] = {"work": work, "most": most, "device": device}
+        return finish_in_parts(header, *common, visits=visits, should_stop=should_stop, watch=watch, **where)
     shutil.rmtree(work, ignore_errors=True)  # of a larger splat, merged before
     rows = to_rows(read_splats(splat))
     free = at_borders(rows, patches, frame)
