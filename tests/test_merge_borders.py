@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 from test_merge import IDENTITY, INF, Area, assert_accounted, slab, splats_at, write_part
 
-from splatpipe.merge.clean import RULES, Cleaning
+from splatpipe.merge.clean import RULES, Cleaning, no_cleaning
 from splatpipe.merge.coverage import Coverage
 from splatpipe.merge.grid import Grid
 from splatpipe.merge.join import Borders, merge_splats
@@ -25,7 +25,7 @@ from splatpipe.merge.survey import survey
 from splatpipe.patches.box import Box
 from splatpipe.patches.region import regions_of
 from splatpipe.patches.union import together
-from splatpipe.splatting.ply import Splats, read_header, read_splats, write_splats
+from splatpipe.splatting.ply import Splats, from_rows, read_header, read_splats, to_rows, write_splats
 
 LEFT, RIGHT = slab("p000", -INF, 0), slab("p001", 0, INF)
 
@@ -60,6 +60,21 @@ def test_a_neighbour_fills_ground_that_its_owner_left_bare(tmp_path: Path) -> No
     assert [(loan.owner, loan.neighbour) for loan in filled.loans] == [("p000", "p001")]
     assert filled.parts[1].borrowed > 0
     assert_accounted(filled)
+
+
+def test_what_cleaning_will_take_does_not_count_as_cover(tmp_path: Path) -> None:
+    """An owner that covers its ground with Gaussians too faint to be kept is as thin there as one without them."""
+    owner = carpet(-4, 1, 4000, seed=1)
+    faint = (owner.means[:, 0] >= -0.8) & (owner.means[:, 0] < -0.2)
+    owner.opacities[faint] = -3.0  # 0.05 each, but many
+    owner = from_rows(np.concatenate([to_rows(owner), *[to_rows(owner.select(faint))] * 8]))
+    parts = [write_part(tmp_path, "p000", owner), write_part(tmp_path, "p001", carpet(-1, 4, seed=2))]
+    both, cleaning = Borders(thin_owner=0.5), Cleaning(MergeSettings(min_opacity=0.1), np.zeros(3), 0.0)
+    kept = merge_splats(parts, tmp_path / "a.ply", [LEFT, RIGHT], IDENTITY, borders=both)
+    assert not kept.coverage.holes.any() and covered(read_splats(kept.path), -0.7, -0.3) > 8 * 200
+    cleaned = merge_splats(parts, tmp_path / "b.ply", [LEFT, RIGHT], IDENTITY, cleaning, borders=both)
+    assert not cleaned.coverage.holes.any() and covered(read_splats(cleaned.path), -0.7, -0.3) > 100
+    assert_accounted(cleaned)
 
 
 def test_ground_that_both_cover_well_stays_with_its_owner(tmp_path: Path) -> None:
@@ -248,7 +263,7 @@ def test_what_is_wider_than_a_third_of_the_buffer_says_nothing_of_where_ground_i
     part = write_part(tmp_path, "p000", splats)
     areas = [slab("p000", -INF, 0, buffer=0.9), slab("p001", 0, INF, buffer=0.9)]
     grid = Grid((-4.0, -1.0), 1.0, 4, 2)
-    found = survey({"p000": read_header(part.path)}, areas, IDENTITY, grid)
+    found = survey({"p000": read_header(part.path)}, areas, IDENTITY, grid, no_cleaning())
     assert found.cell.tolist() == grid.cell(np.array([[-1.0, 0, 0]])).tolist()
 
 

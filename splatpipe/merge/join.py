@@ -171,13 +171,14 @@ def merge_splats(
         )
     comments = [*comments, *(antialiased_comment(blur) for blur in modes if blur is not None)]
     borders = borders or Borders()
-    surveyed = survey(headers, patches, frame, _grid(headers, frame))
+    cleaning = cleaning or no_cleaning()
+    surveyed = survey(headers, patches, frame, _grid(headers, frame), cleaning)
     loans = find_loans(surveyed, borders.thin_owner)
     ownership = Ownership(frame, trained, holes, loans, borders.share_wide)
     degree = max(header.sh_degree for header in headers.values())
     tally = CoverageTally(surveyed.grid, reach(patches) / 3)
     with _room(out), splat_writer(out, degree, comments) as writer:
-        join = _Join(ownership, cleaning or no_cleaning(), writer, tally, degree, chunk_rows, check)
+        join = _Join(ownership, cleaning, writer, tally, degree, chunk_rows, check)
         matched = fits or {}
         reports = tuple(join.append(patch_id, header, matched.get(patch_id)) for patch_id, header in headers.items())
     lent = tuple(Loan(owner, neighbour, len(cells)) for (owner, neighbour), cells in loans.cells.items())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splatpipe.merge.clean import not_finite
+from splatpipe.merge.clean import Cleaning, not_finite
 from splatpipe.merge.grid import OUTSIDE, Grid
 from splatpipe.merge.ownership import Loans, Territory, reach, touching
 from splatpipe.merge.rows import Rows, thickness
@@ -24,7 +24,7 @@ class Survey:
     """One record for each patch (`source`), patch in whose core it looked (`owner`) and cell: R records.
 
     `source` and `owner` are indices into `ids`; thickness is optical thickness (-log of transparency) averaged over
-    the cell.
+    the cell, `left` what the rules of cleaning leave of it (those that ask for no neighbours).
     """
 
     grid: Grid
@@ -34,11 +34,7 @@ class Survey:
     owner: NDArray[np.int64]  # (R,)
     cell: NDArray[np.int64]  # (R,)
     thickness: NDArray[np.float64]  # (R,)
-
-    @property
-    def covered(self) -> NDArray[np.float64]:
-        """(R,) share of the light from below that the source holds back there, 0 to 1."""
-        return -np.expm1(-self.thickness)
+    left: NDArray[np.float64]  # (R,)
 
     def best(self) -> NDArray[np.float64]:
         """(cells,) thickness of whichever patch covers the cell best."""
@@ -48,7 +44,12 @@ class Survey:
 
 
 def survey(
-    headers: Mapping[str, PlyHeader], territories: Sequence[Territory], frame: Frame, grid: Grid, sample: int = SAMPLE
+    headers: Mapping[str, PlyHeader],
+    territories: Sequence[Territory],
+    frame: Frame,
+    grid: Grid,
+    cleaning: Cleaning,
+    sample: int = SAMPLE,
 ) -> Survey:
     """Look at the unclipped parts. A patch is believed within its buffered box only; wide Gaussians do not count."""
     places = sorted(territories, key=lambda territory: territory.id)
@@ -56,12 +57,12 @@ def survey(
     for source, place in enumerate(places):
         if place.id in headers:
             near = [i for i, one in enumerate(places) if i == source or touching(one.core, place.buffered)]
-            tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, sample, widest))
-    table = np.concatenate([*tables, np.zeros((0, 4))])
+            tables.append(_survey_part(headers[place.id], source, near, places, frame, grid, cleaning, sample, widest))
+    table = np.concatenate([*tables, np.zeros((0, 5))])
     source_, owner, cell = table[:, :3].astype(np.int64).T
     ids = tuple(one.id for one in places)
     trained = np.array([one in headers for one in ids])
-    return Survey(grid, ids, trained, source_, owner, cell, table[:, 3])
+    return Survey(grid, ids, trained, source_, owner, cell, table[:, 3], table[:, 4])
 
 
 def cells_for(headers: Mapping[str, PlyHeader], sample: int = SAMPLE) -> int:
@@ -70,19 +71,21 @@ def cells_for(headers: Mapping[str, PlyHeader], sample: int = SAMPLE) -> int:
 
 
 def find_loans(surveyed: Survey, thin: float) -> Loans:
-    """Where an owner covers less than the share `thin` of what a neighbour covers, the neighbour with most of it."""
+    """Where an owner covers less than the share `thin` of what a neighbour covers, the neighbour with most of it.
+
+    Of the owner counts what cleaning leaves, of the neighbour all, as on the coverage map; and it must have more left.
+    """
     n = surveyed.grid.cells
     own = np.zeros((len(surveyed.ids), n))
     mine = surveyed.source == surveyed.owner
-    own[surveyed.owner[mine], surveyed.cell[mine]] = surveyed.covered[mine]
+    covered, left = -np.expm1(-surveyed.thickness), -np.expm1(-surveyed.left)  # shares of the light from below
+    own[surveyed.owner[mine], surveyed.cell[mine]] = left[mine]
     trained = surveyed.trained[surveyed.owner]  # the core of a missing patch is filled by another rule
     offers = np.flatnonzero(~mine & trained)
-    thinner = own[surveyed.owner[offers], surveyed.cell[offers]] < thin * surveyed.covered[offers]
-    offers = offers[thinner]
+    owned = own[surveyed.owner[offers], surveyed.cell[offers]]
+    offers = offers[(owned < thin * covered[offers]) & (owned < left[offers])]
     # The best offer for each owner and cell comes first; the first id among equals.
-    order = np.lexsort(
-        (surveyed.source[offers], -surveyed.covered[offers], surveyed.cell[offers], surveyed.owner[offers])
-    )
+    order = np.lexsort((surveyed.source[offers], -left[offers], surveyed.cell[offers], surveyed.owner[offers]))
     offers = offers[order]
     _, first = np.unique(surveyed.owner[offers] * n + surveyed.cell[offers], return_index=True)
     loans: dict[tuple[str, str], list[int]] = {}
@@ -99,23 +102,26 @@ def _survey_part(
     places: Sequence[Territory],
     frame: Frame,
     grid: Grid,
+    cleaning: Cleaning,
     sample: int,
     widest: float,
 ) -> NDArray[np.float64]:
-    """(R, 4): source, owner, cell, thickness; ascending by owner and cell."""
+    """(R, 5): source, owner, cell, thickness, what is left of it; ascending by owner and cell."""
     pieces, seen = [], 0
     for rows in sample_rows(header, sample):
         seen += len(rows)
         rows = rows[~not_finite(rows)]
-        pieces.append(_tally(rows, source, near, places, frame, grid, widest))
-    table = np.concatenate([*pieces, np.zeros((0, 4))])
+        dropped = np.logical_or.reduce(list(cleaning.dropped(rows).values()))
+        pieces.append(_tally(rows, dropped, source, near, places, frame, grid, widest))
+    table = np.concatenate([*pieces, np.zeros((0, 5))])
     keys, place = np.unique(table[:, 1] * grid.cells + table[:, 2], return_inverse=True)
-    thick = np.bincount(place, table[:, 3], len(keys)) * (header.count / max(seen, 1))
-    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, thick])
+    sums = [np.bincount(place, table[:, k], len(keys)) * (header.count / max(seen, 1)) for k in (3, 4)]
+    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, *sums])
 
 
 def _tally(
     rows: Rows,
+    dropped: NDArray[np.bool_],
     source: int,
     near: Sequence[int],
     places: Sequence[Territory],
@@ -133,5 +139,5 @@ def _tally(
     weight = thickness(rows, grid.edge**2, widest)
     known = (owner != OUTSIDE) & (cell != OUTSIDE) & (weight > 0)
     keys, place = np.unique(owner[known] * grid.cells + cell[known], return_inverse=True)
-    thick = np.bincount(place, weight[known], len(keys))
-    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, thick])
+    sums = [np.bincount(place, one[known], len(keys)) for one in (weight, weight * ~dropped)]
+    return np.column_stack([np.full(len(keys), source), keys // grid.cells, keys % grid.cells, *sums])
